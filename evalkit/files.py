@@ -1,0 +1,61 @@
+"""Files appear whole: everything is written beside its place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it replaces `path`, on failure it is removed.
+
+    The name of the temporary file is unique, so two writers never share one; after a `kill -9` only such a
+    leftover (`.NAME.*.tmp`) remains and `path` holds what it held before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(folder: Path) -> None:
+    """Make the rename itself survive a power cut; file systems that cannot do this are left alone."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all; numpy scalars are numbers, NaN becomes null."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(to_json(value, indent=True) + b"\n")
+
+
+def to_json(value: Any, *, indent: bool = False) -> bytes:
+    """Encode `value` as JSON bytes; numpy values are numbers and NaN is null, since JSON has no NaN."""
+    option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    if indent:
+        option |= orjson.OPT_INDENT_2
+    return orjson.dumps(value, option=option, default=str)
