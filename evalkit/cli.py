@@ -1,0 +1,398 @@
+"""The command line: each command parses its options, calls one function and prints the result.
+
+Exit codes: 0 done; 1 done, but a stated bar was not met; 2 the user's mistake, with a message. Heavy imports stand
+inside the commands, so that `evalkit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from evalkit.errors import EvalkitError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from evalkit.contamination.audit import AuditResult
+    from evalkit.contamination.benchmarks import Benchmark
+
+EXIT_BAR_NOT_MET = 1
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Is B really better than A? Run evaluations, audit the training data, compare with honest statistics.",
+    epilog="Start with [bold]evalkit quickstart[/]: a real model, a real comparison, a real audit, in a few minutes.",
+)
+
+
+class ManyValues(TyperCommand):
+    """A command whose repeatable options take several values at once: `--corpus a b` is `--corpus a --corpus b`.
+
+    A shell expands an unquoted glob into several words; without this the second word would be an error.
+    """
+
+    many = ("--corpus", "--benchmark", "--rule")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, then parse as usual."""
+        repeated: list[str] = []
+        current = None
+        for position, word in enumerate(args):
+            if word.startswith("-") and word != "-":
+                current = word if word in self.many else None
+            elif current is not None and args[position - 1] != current:
+                repeated.append(current)
+            repeated.append(word)
+        result: list[str] = super().parse_args(ctx, repeated)
+        return result
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from evalkit import __version__
+
+        typer.echo(f"evalkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: evalkit run --model ./checkpoints/step-1000 --tasks gen_tables,gen_calendar --out runs/step-1000"
+)
+def run(
+    spec_file: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A YAML file with the options below as keys.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder, or a name on the Hugging Face hub.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task names, comma-separated; globs, groups and tags work (see `evalkit tasks`).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to write.")] = None,
+    tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
+    task_seed: Annotated[
+        int | None, typer.Option(help="Seed of the generated tasks: a new one is a test set nobody has seen.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate N items of each task: a seeded random subset.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Sample K answers for each item; all are scored.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Run seeds, comma-separated: few-shot draw and sampling.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Worked examples in each prompt.")] = None,
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template", help="Use the model's chat template.")
+    ] = None,
+    system_instruction: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
+    gen_kwargs: Annotated[
+        str | None, typer.Option(help="Generation settings, e.g. do_sample=true,temperature=0.7.")
+    ] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Requests per forward pass, or auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = None,
+    confirm_unsafe_code: Annotated[
+        bool | None, typer.Option("--confirm-unsafe-code", help="Allow tasks that execute what the model writes.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different run in the directory.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a model on tasks and write a run directory.
+
+    A killed run resumes: give the same command again. Options on the command line override those of the YAML file.
+    """
+    from evalkit.runs.evaluate import run as evaluate
+    from evalkit.runs.spec import make_spec
+
+    given = {
+        "model": model,
+        "tasks": tasks,
+        "out": out,
+        "tasks_dir": tasks_dir,
+        "data": data,
+        "task_seed": task_seed,
+        "limit": limit,
+        "repeats": repeats,
+        "seeds": seeds,
+        "num_fewshot": num_fewshot,
+        "chat_template": chat_template,
+        "system_instruction": system_instruction,
+        "gen_kwargs": gen_kwargs,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        "confirm_unsafe_code": confirm_unsafe_code,
+    }
+    spec = make_spec(spec_file, {name: value for name, value in given.items() if value is not None})
+    result = evaluate(spec, overwrite=overwrite)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_frame(result.to_frame(), title=f"{result.name}: {result.directory}")
+
+
+@app.command(
+    name="tasks", epilog="Example: evalkit tasks 'gen_*'   or, with lm-eval's own: evalkit tasks --all 'mmlu*'"
+)
+def list_tasks(
+    pattern: Annotated[str, typer.Argument(help="Show only names that match this glob.")] = "*",
+    tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Include lm-eval's own tasks (takes some seconds).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks that can be run and audited by name."""
+    import fnmatch
+
+    from evalkit.tasks import list_tasks as find
+
+    found = [
+        task
+        for task in find((tasks_dir,) if tasks_dir else (), include_lm_eval=everything)
+        if fnmatch.fnmatchcase(task.name, pattern)
+    ]
+    if as_json:
+        _print_json([{"name": t.name, "kind": t.kind, "tags": list(t.tags), "path": str(t.path or "")} for t in found])
+        return
+    table = _table("task", "kind", "tags")
+    for task in found:
+        table.add_row(task.name, task.kind, ", ".join(task.tags))
+    _console().print(table)
+
+
+@app.command(
+    cls=ManyValues,
+    epilog="Example: evalkit audit --corpus 'data/**/*.jsonl.zst' --benchmark gen_tables items.jsonl --out audits/v3",
+)
+def audit(
+    corpus: Annotated[
+        list[str], typer.Option(help="Corpus files: globs, files or folders (.jsonl, .jsonl.gz, .jsonl.zst, .parquet).")
+    ],
+    benchmark: Annotated[
+        list[str], typer.Option(help="Task names (also globs), or files of items (id, question, answer, choices).")
+    ],
+    out: Annotated[Path, typer.Option(help="The audit directory to write.")],
+    rule: Annotated[list[str] | None, typer.Option(help="Rules by name or YAML file; default: all that ship.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column or field that holds the text of a document.")] = "text",
+    id_column: Annotated[str, typer.Option(help="Column or field that holds the id of a document, if any.")] = "id",
+    tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
+    task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
+    allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in the directory.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for benchmark items in training data.
+
+    Exit code 1 means that the audit is complete but more than --allow-bad-rows rows could not be read; they are
+    listed in bad_rows.jsonl.
+    """
+    from evalkit.contamination.audit import audit as scan
+    from evalkit.contamination.rules import load_rules, rule_names
+    from evalkit.corpora.shards import find_shards
+
+    rules = load_rules(rule or rule_names())
+    result = scan(
+        find_shards(corpus),
+        _benchmarks(benchmark, tasks_dir, data, task_seed),
+        rules,
+        out,
+        text_column=text_column,
+        id_column=id_column,
+        overwrite=overwrite,
+    )
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_audit(result)
+    if result.n_bad_rows > allow_bad_rows:
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _benchmarks(names: list[str], tasks_dir: Path | None, data: Path | None, seed: int | None) -> list[Benchmark]:
+    """Load benchmarks in the order given: files of items, and tasks by name."""
+    from evalkit.contamination.benchmarks import from_file, from_task, is_file_benchmark
+    from evalkit.tasks import load_tasks
+
+    files = [from_file(Path(name)) for name in names if is_file_benchmark(name)]
+    task_names = [part for name in names if not is_file_benchmark(name) for part in name.split(",") if part]
+    if not task_names:
+        return files
+    tasks_dirs = (tasks_dir,) if tasks_dir else ()
+    loaded = load_tasks(task_names, tasks_dirs=tasks_dirs, data_dir=data, task_seed=seed)
+    return files + [from_task(name, task) for name, task in loaded.tasks.items()]
+
+
+@app.command(epilog="Example: evalkit compare runs/base runs/quantised --audit audits/data-v3")
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
+    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
+    audit: Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
+    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    allow_different_prompts: Annotated[
+        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether B is better than A on the items that both answered."""
+    from evalkit.reports.comparison import compare as join
+    from evalkit.reports.terminal import render
+
+    comparison = join(
+        run_a,
+        run_b,
+        audit=audit,
+        rule=rule,
+        metric=metric,
+        confidence_level=confidence_level,
+        allow_different_prompts=allow_different_prompts,
+    )
+    if as_json:
+        _print_json(comparison.to_dict())
+    else:
+        render(comparison, _console())
+
+
+@app.command(epilog="Example: evalkit report runs/base runs/quantised --audit audits/data-v3 -o report.html")
+def report(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
+    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")] = Path("report.html"),
+    audit: Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
+    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    allow_different_prompts: Annotated[
+        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
+    ] = False,
+) -> None:
+    """Write the comparison of two runs as one self-contained HTML page."""
+    from evalkit.reports.comparison import compare as join
+    from evalkit.reports.page import write_report
+
+    comparison = join(
+        run_a,
+        run_b,
+        audit=audit,
+        rule=rule,
+        metric=metric,
+        confidence_level=confidence_level,
+        allow_different_prompts=allow_different_prompts,
+    )
+    write_report(comparison, out)
+    typer.echo(out.resolve().as_uri())
+
+
+@app.command(epilog="Example: evalkit quickstart --out my-first-comparison")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the models, runs, corpus, audit and report.")] = Path(
+        "evalkit-quickstart"
+    ),
+    limit: Annotated[int, typer.Option(help="Items of each task.")] = 200,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+) -> None:
+    """Do the whole job once on a small real model: evaluate, audit, compare, report."""
+    from evalkit.quickstart import quickstart as demonstrate
+
+    page = demonstrate(out, limit=limit, console=_console())
+    if open_report:
+        typer.launch(str(page))
+
+
+def _console() -> Any:
+    """A console on stdout; piped output is wide enough that tables are not cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if number == 0 else "right")
+    return table
+
+
+def _print_frame(frame: Any, *, title: str) -> None:
+    """Print a data frame as a table, numbers to four digits."""
+    table = _table(*map(str, frame.columns), title=title)
+    for row in frame.itertuples(index=False):
+        table.add_row(
+            *("" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row)
+        )
+    _console().print(table)
+
+
+def _print_audit(result: AuditResult) -> None:
+    """Print what an audit found, and what it could not read."""
+    table = _table("benchmark", "rule", "items", "dirty", "share", "documents", title=f"Audit: {result.directory}")
+    for one in result.summaries:
+        share = f"{one.n_dirty / max(one.n_items, 1):.1%}"
+        table.add_row(one.benchmark, one.rule, f"{one.n_items:,}", f"{one.n_dirty:,}", share, f"{one.n_documents:,}")
+    console = _console()
+    console.print(table)
+    megabytes = result.n_bytes / 1e6
+    console.print(
+        f"{result.n_documents:,} documents in {result.n_files} files, {megabytes:,.1f} MB of text, "
+        f"{result.n_matches:,} matches, {result.seconds:.1f} s",
+        markup=False,
+    )
+    if result.n_empty:
+        console.print(f"{result.n_empty:,} documents have no text and were not scanned", markup=False)
+    if result.n_bad_rows:
+        console.print(f"{result.n_bad_rows:,} rows could not be read (listed in bad_rows.jsonl):", markup=False)
+        for row in result.bad_rows[:5]:
+            console.print(f"  {row.file}, row {row.row}: {row.reason}", markup=False)
+
+
+def _print_json(value: Any) -> None:
+    from evalkit.files import to_json
+
+    sys.stdout.write(to_json(value, indent=True).decode() + "\n")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and code 2, a bug keeps its traceback."""
+    try:
+        app()
+    except EvalkitError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Contamination audit: which benchmark items a corpus contains, where, and under which published rule."""

@@ -1,0 +1,361 @@
+"""The audit: scan a corpus for benchmark items once, apply the rules, write the tables and the record."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+import evalkit
+from evalkit import tables
+from evalkit.contamination.benchmarks import Benchmark
+from evalkit.contamination.evaluate import FieldScores, Runs, evaluate
+from evalkit.contamination.index import Index, build_index
+from evalkit.contamination.normalise import VERSION
+from evalkit.contamination.rules import CLEAN, DIRTY, Rule
+from evalkit.contamination.scan import ShardRuns, scan_shard
+from evalkit.corpora.documents import BadRow
+from evalkit.corpora.shards import Shard
+from evalkit.errors import InputError, SpecError
+from evalkit.files import atomic_path, to_json, write_json
+from evalkit.progress import progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD: Final = "audit.json"
+BAD_ROWS: Final = "bad_rows.jsonl"
+
+
+@dataclass(frozen=True)
+class BenchmarkSummary:
+    """How many items of one benchmark one rule finds dirty.
+
+    `n_items` counts the items that the rule could judge; an item is dirty when any of its fields is.
+    """
+
+    benchmark: str
+    rule: str
+    n_items: int
+    n_dirty: int
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found; the tables are in `directory`.
+
+    `bad_rows` holds the first 10,000 unreadable rows of each file, `n_bad_rows` counts them all.
+    """
+
+    directory: Path
+    summaries: tuple[BenchmarkSummary, ...]
+    n_files: int
+    n_documents: int
+    n_empty: int
+    n_bytes: int
+    n_corpus_tokens: int
+    n_matches: int
+    n_bad_rows: int
+    bad_rows: tuple[BadRow, ...]
+    seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per benchmark and rule."""
+        import pandas as pd
+
+        frame = pd.DataFrame([vars(summary) for summary in self.summaries])
+        return frame.assign(share=frame.n_dirty / frame.n_items.clip(lower=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("summaries", "bad_rows")},
+            "directory": str(self.directory),
+            "summaries": [vars(summary) for summary in self.summaries],
+            "bad_rows": [vars(row) for row in self.bad_rows[:100]],
+        }
+
+
+def audit(
+    shards: Sequence[Shard],
+    benchmarks: Sequence[Benchmark],
+    rules: Sequence[Rule],
+    out: Path,
+    *,
+    text_column: str = "text",
+    id_column: str | None = "id",
+    overwrite: bool = False,
+) -> AuditResult:
+    """Look for the items of `benchmarks` in the corpus and write the audit directory `out`.
+
+    Writes `matches.parquet`, `items.parquet`, `documents.parquet`, `bad_rows.jsonl` when there are such, and last
+    `audit.json`, whose presence means that the audit is complete.
+
+    Parameters
+    ----------
+    shards
+        The corpus files, from `find_shards`.
+    benchmarks, rules
+        What to look for, and the rules to judge by; the corpus is read once for all rules.
+    text_column, id_column
+        Columns of the corpus that hold the text and the document's id.
+    overwrite
+        Replace an audit that is there already.
+
+    Raises
+    ------
+    SpecError
+        `out` holds an audit and `overwrite` is not set, or two benchmarks have the same name.
+    InputError
+        A corpus file cannot be read; nothing in `out` is changed then.
+    """
+    _check_target(out, benchmarks, overwrite)
+    begun = time.monotonic()
+    index = build_index(benchmarks, min(rule.n for rule in rules))
+    if not index.fields:
+        raise InputError("no benchmark item has a word to look for", where=benchmarks[0].source, do="Check its fields")
+    found = []
+    with progress_bar("scanning", sum(shard.size for shard in shards), unit="bytes") as bar:
+        for shard in shards:
+            bar.describe(shard.path.name)
+            found.append(
+                scan_shard(shard, index, text_column=text_column, id_column=id_column, on_progress=bar.advance)
+            )
+    runs = _join_runs(found)
+    scores = {rule.name: evaluate(rule, index, runs) for rule in rules}
+    findings = _Findings(benchmarks, rules, index, found, runs, scores)
+    result = _summarise(out, findings, time.monotonic() - begun)
+    _write(out, findings, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What was looked for, what was found, and what the rules make of it."""
+
+    benchmarks: Sequence[Benchmark]
+    rules: Sequence[Rule]
+    index: Index
+    found: Sequence[ShardRuns]
+    runs: Runs
+    scores: Mapping[str, FieldScores]
+
+
+def _check_target(out: Path, benchmarks: Sequence[Benchmark], overwrite: bool) -> None:
+    """Refuse to overwrite unasked, and benchmarks that could not be told apart in the tables."""
+    if (out / RECORD).exists() and not overwrite:
+        raise SpecError("the directory already holds an audit", where=str(out), do="Give another --out, or --overwrite")
+    if out.exists() and not out.is_dir():
+        raise SpecError("this is a file, not a directory", where=str(out), do="Give another --out")
+    names = [benchmark.name for benchmark in benchmarks]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"two benchmarks are called '{name}'", where="--benchmark", do="Rename one of the files")
+
+
+def _join_runs(found: Sequence[ShardRuns]) -> Runs:
+    """Put the runs of all shards into one set of columns, with documents numbered over the whole corpus."""
+    documents, offset = [], 0
+    for one in found:
+        documents.append(one.rows + offset)
+        offset += int(one.rows.max(initial=0)) + 1
+    return Runs(
+        documents=np.concatenate(documents),
+        fields=np.concatenate([one.fields for one in found]),
+        places=np.concatenate([one.places for one in found]),
+        n_tokens=np.concatenate([one.n_tokens for one in found]),
+    )
+
+
+def _summarise(out: Path, findings: _Findings, seconds: float) -> AuditResult:
+    index, runs, found = findings.index, findings.runs, findings.found
+    of_benchmark = np.array([field.benchmark for field in index.fields])
+    of_item = np.array([field.item for field in index.fields])
+    summaries = []
+    for b, benchmark in enumerate(findings.benchmarks):
+        for rule in findings.rules:
+            score, mine = findings.scores[rule.name], of_benchmark == b
+            is_dirty = score.dirty & mine
+            counted = score.counts & is_dirty[runs.fields]
+            summaries.append(
+                BenchmarkSummary(
+                    benchmark=benchmark.name,
+                    rule=rule.name,
+                    n_items=len(np.unique(of_item[mine & score.assessed])),
+                    n_dirty=len(np.unique(of_item[is_dirty])),
+                    n_documents=len(np.unique(runs.documents[counted])),
+                )
+            )
+    return AuditResult(
+        directory=out,
+        summaries=tuple(summaries),
+        n_files=len(found),
+        n_documents=sum(one.counts.n_documents for one in found),
+        n_empty=sum(one.counts.n_empty for one in found),
+        n_bytes=sum(one.n_bytes for one in found),
+        n_corpus_tokens=sum(one.n_corpus_tokens for one in found),
+        n_matches=len(runs.fields),
+        n_bad_rows=sum(one.counts.n_bad for one in found),
+        bad_rows=tuple(row for one in found for row in one.counts.bad_rows),
+        seconds=seconds,
+    )
+
+
+def _write(out: Path, findings: _Findings, result: AuditResult) -> None:
+    """Write the tables; the record goes first and comes back last, so that a killed write is seen as unfinished."""
+    (out / RECORD).unlink(missing_ok=True)
+    places = _document_places(findings.found)
+    tables.write(out / "matches.parquet", _matches(findings, places), tables.MATCHES)
+    tables.write(out / "items.parquet", _items(findings, places), tables.ITEMS)
+    tables.write(out / "documents.parquet", _documents(findings, places), tables.DOCUMENTS)
+    (out / BAD_ROWS).unlink(missing_ok=True)
+    if result.bad_rows:
+        with atomic_path(out / BAD_ROWS) as temporary:
+            temporary.write_bytes(b"".join(to_json(vars(row)) + b"\n" for row in result.bad_rows))
+    write_json(out / RECORD, _record(findings, result))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """For every run, where its document is."""
+
+    corpus: pa.Array
+    file: pa.Array
+    row: np.ndarray[Any, np.dtype[np.int64]]
+    doc_id: pa.Array
+
+
+def _document_places(found: Sequence[ShardRuns]) -> _Places:
+    numbers = np.repeat(np.arange(len(found)), [len(one.rows) for one in found])
+    names = pa.array([str(one.shard.path) for one in found], type=pa.string())
+    corpora = pa.array([one.shard.corpus for one in found], type=pa.string())
+    return _Places(
+        corpus=corpora.take(pa.array(numbers)),
+        file=names.take(pa.array(numbers)),
+        row=np.concatenate([one.rows for one in found]),
+        doc_id=pa.concat_arrays([one.doc_ids.cast(pa.string()) for one in found]),
+    )
+
+
+def _matches(findings: _Findings, places: _Places) -> pa.Table:
+    """Every run, whatever the rules make of it."""
+    benchmarks, index, runs = findings.benchmarks, findings.index, findings.runs
+    fields = [index.fields[f] for f in runs.fields]
+    return tables.from_columns(
+        tables.MATCHES,
+        {
+            "corpus": places.corpus,
+            "file": places.file,
+            "row": places.row,
+            "doc_id": places.doc_id,
+            "benchmark": [benchmarks[field.benchmark].name for field in fields],
+            "doc_hash": [benchmarks[field.benchmark].items[field.item].doc_hash for field in fields],
+            "field": [field.name for field in fields],
+            "start": np.concatenate([one.starts for one in findings.found]),
+            "end": np.concatenate([one.ends for one in findings.found]),
+            "n_tokens": runs.n_tokens,
+            "coverage": runs.n_tokens / index.field_sizes[runs.fields],
+        },
+    )
+
+
+def _items(findings: _Findings, places: _Places) -> pa.Table:
+    """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
+    index = findings.index
+    rows = []
+    for rule in findings.rules:
+        score = findings.scores[rule.name]
+        for f in np.flatnonzero(score.assessed):
+            field, best = index.fields[f], int(score.best_run[f])
+            benchmark = findings.benchmarks[field.benchmark]
+            rows.append(
+                {
+                    "benchmark": benchmark.name,
+                    "doc_hash": benchmark.items[field.item].doc_hash,
+                    "field": field.name,
+                    "rule": rule.name,
+                    "contamination": float(score.contamination[f]),
+                    "label": DIRTY if score.dirty[f] else CLEAN,
+                    "n_documents": int(score.n_documents[f]),
+                    "best_document": f"{places.file[best]}:{places.row[best]}" if best >= 0 else None,
+                    "longest_match": int(score.longest[f]),
+                }
+            )
+    return tables.from_rows(tables.ITEMS, rows)
+
+
+_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
+
+
+def _documents(findings: _Findings, places: _Places) -> pa.Table:
+    """The documents that make an item dirty, with the strictest action of the rules that say so."""
+    index, runs = findings.index, findings.runs
+    flagged: dict[int, dict[str, Any]] = {}
+    for rule in findings.rules:
+        score = findings.scores[rule.name]
+        for run in np.flatnonzero(score.counts & score.dirty[runs.fields]):
+            entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "keep", "reasons": {}})
+            benchmark = findings.benchmarks[index.fields[runs.fields[run]].benchmark].name
+            entry["reasons"][f"{rule.name}: {benchmark}"] = None
+            entry["action"] = max(entry["action"], rule.document_action, key=_SEVERITY.__getitem__)
+    ordered = [flagged[document] for document in sorted(flagged)]
+    which = pa.array([entry["run"] for entry in ordered], type=pa.int64())
+    return tables.from_columns(
+        tables.DOCUMENTS,
+        {
+            "corpus": places.corpus.take(which),
+            "file": places.file.take(which),
+            "row": places.row[which.to_numpy(zero_copy_only=False)],
+            "doc_id": places.doc_id.take(which),
+            "action": [entry["action"] for entry in ordered],
+            "reasons": [list(entry["reasons"]) for entry in ordered],
+        },
+    )
+
+
+def _record(findings: _Findings, result: AuditResult) -> dict[str, Any]:
+    """Everything needed to know what this audit says, and to do it again."""
+    index = findings.index
+    return {
+        "schema_version": ".".join(map(str, tables.VERSION)),
+        "evalkit": evalkit.__version__,
+        "python": platform.python_version(),
+        "normalisation_version": VERSION,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": result.seconds,
+        "rules": [rule.name for rule in findings.rules],
+        "rule_definitions": [vars(rule) for rule in findings.rules],
+        "index": {"n": index.n, "fingerprint": index.fingerprint, "n_fields": len(index.fields)}
+        | {"n_fields_not_indexed": index.n_not_indexed},
+        "benchmarks": [
+            {"name": b.name, "source": b.source, "n_items": len(b.items), "n_duplicates": b.n_duplicates}
+            for b in findings.benchmarks
+        ],
+        "corpus": [
+            {
+                "corpus": one.shard.corpus,
+                "file": str(one.shard.path),
+                "size": one.shard.size,
+                "n_documents": one.counts.n_documents,
+                "n_empty": one.counts.n_empty,
+                "n_bad_rows": one.counts.n_bad,
+            }
+            for one in findings.found
+        ],
+        "summary": [vars(summary) for summary in result.summaries],
+        "totals": {
+            "n_documents": result.n_documents,
+            "n_empty": result.n_empty,
+            "n_bad_rows": result.n_bad_rows,
+            "n_bytes": result.n_bytes,
+            "n_tokens": result.n_corpus_tokens,
+            "n_matches": result.n_matches,
+        },
+    }

@@ -1,0 +1,195 @@
+"""The benchmark index: which n-grams of which fields to look for, as flat arrays that the scan kernel reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from evalkit.contamination import kernels
+from evalkit.contamination.benchmarks import QUESTION, Benchmark
+from evalkit.contamination.normalise import VERSION, fold_table
+
+# Bits of the filter per n-gram: at 16, one window in 16 that is in no benchmark still costs a table look-up.
+_FILTER_BITS_PER_KEY = 16
+
+
+@dataclass(frozen=True)
+class Field:
+    """One text of one benchmark item, as numbers into the list of benchmarks and their items."""
+
+    benchmark: int
+    item: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything that a scan needs to know of the benchmarks.
+
+    Attributes
+    ----------
+    n
+        Shortest run recorded, in tokens; a question shorter than that is recorded when the whole of it occurs.
+    fields
+        The indexed fields; a field's number is its place here.
+    field_hashes, field_bounds
+        uint64 hashes of all fields' tokens, and the n_fields + 1 bounds of the fields in them.
+    table_keys, table_slots, bitmap
+        Open-addressing table of window hashes, and its filter.
+    posting_start, posting_field, posting_place
+        Where each window occurs: fields and token positions.
+    lengths, powers
+        Window lengths in the table, ascending, and the hash base to the power of each.
+    n_not_indexed
+        Fields left out: without a word, or too short to be evidence (fewer than n words and not the question).
+    fingerprint
+        sha256 over the fields, n and the version of the normalisation.
+    """
+
+    n: int
+    fields: tuple[Field, ...]
+    field_hashes: npt.NDArray[np.uint64]
+    field_bounds: npt.NDArray[np.int64]
+    table_keys: npt.NDArray[np.uint64]
+    table_slots: npt.NDArray[np.int64]
+    bitmap: npt.NDArray[np.uint64]
+    posting_start: npt.NDArray[np.int64]
+    posting_field: npt.NDArray[np.int64]
+    posting_place: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    powers: npt.NDArray[np.uint64]
+    n_not_indexed: int
+    fingerprint: str
+
+    @property
+    def field_sizes(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each field."""
+        return np.diff(self.field_bounds)
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
+        """The arrays in the order that the scan kernel takes them."""
+        return (
+            self.table_keys,
+            self.table_slots,
+            self.bitmap,
+            self.posting_start,
+            self.posting_field,
+            self.posting_place,
+            self.field_hashes,
+            self.field_bounds,
+        )
+
+
+def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
+    """Index all fields of all items for runs of at least `n` tokens."""
+    fields, texts = [], []
+    for b, benchmark in enumerate(benchmarks):
+        for i, item in enumerate(benchmark.items):
+            for name, text in item.fields.items():
+                fields.append(Field(b, i, name))
+                texts.append(text)
+    hashes, bounds = _tokenise(texts)
+    sizes = np.diff(bounds)
+    is_question = np.array([field.name == QUESTION for field in fields], dtype=bool)
+    kept = np.flatnonzero((sizes >= n) | (is_question & (sizes > 0)))
+    keys, posting_fields, posting_places, lengths = _windows(hashes, bounds, sizes, kept, n)
+    order = np.argsort(keys, kind="stable")
+    unique, first = np.unique(keys[order], return_index=True)
+    table_keys, table_slots, bitmap = _table(unique)
+    # Fields are renumbered to those kept; their tokens stay where they are, one field after the other.
+    renumbered = np.full(len(fields), -1, dtype=np.int64)
+    renumbered[kept] = np.arange(len(kept))
+    field_hashes, field_bounds = _take(hashes, bounds, kept)
+    return Index(
+        n=n,
+        fields=tuple(fields[k] for k in kept),
+        field_hashes=field_hashes,
+        field_bounds=field_bounds,
+        table_keys=table_keys,
+        table_slots=table_slots,
+        bitmap=bitmap,
+        posting_start=np.append(first, len(keys)).astype(np.int64),
+        posting_field=renumbered[posting_fields[order]],
+        posting_place=posting_places[order],
+        lengths=np.array(lengths, dtype=np.int64),
+        powers=np.array([pow(int(kernels.BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
+        n_not_indexed=len(fields) - len(kept),
+        fingerprint=_fingerprint(benchmarks, n),
+    )
+
+
+def _tokenise(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    table = fold_table()
+    # Lone surrogates cannot be encoded; they match nothing, so they may become any separator.
+    safe = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
+    hashes, bounds = kernels.tokenise_all(data, offsets, table.ascii_code, table.kind, table.start, table.codes)
+    return hashes, bounds
+
+
+def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the bytes and the n + 1 offsets of an Arrow large_string array without copying."""
+    _, offsets, data = texts.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8), bounds
+
+
+def _windows(
+    hashes: npt.NDArray[np.uint64],
+    bounds: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.int64],
+    n: int,
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
+    """Hash every window of n tokens of the long fields and the whole of each short one."""
+    parts, lengths = [], []
+    for length in range(1, n + 1):
+        which = kept[sizes[kept] == length] if length < n else kept[sizes[kept] >= n]
+        if len(which):
+            parts.append(kernels.window_hashes(hashes, bounds, length, which))
+            lengths.append(length)
+    if not parts:
+        empty = np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.uint64), empty, empty, []
+    keys, fields, places = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return keys, fields, places, lengths
+
+
+def _table(
+    keys: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Build the open-addressing table, at most half full, and the filter before it."""
+    size = 1 << max(4, int(2 * len(keys)).bit_length())
+    bits = 1 << max(10, int(_FILTER_BITS_PER_KEY * len(keys) - 1).bit_length())
+    table_keys = np.zeros(size, dtype=np.uint64)
+    table_slots = np.full(size, -1, dtype=np.int64)
+    bitmap = np.zeros(bits // 64, dtype=np.uint64)
+    kernels.fill_table(keys, table_keys, table_slots, bitmap)
+    return table_keys, table_slots, bitmap
+
+
+def _take(
+    hashes: npt.NDArray[np.uint64], bounds: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """The tokens of the kept texts, closed up, and their bounds."""
+    sizes = np.diff(bounds)
+    is_kept = np.zeros(len(sizes), dtype=bool)
+    is_kept[kept] = True
+    return hashes[np.repeat(is_kept, sizes)], np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.int64)
+
+
+def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:
+    digest = hashlib.sha256(f"normalisation {VERSION}, n {n}".encode())
+    for benchmark in benchmarks:
+        digest.update(b"\x00benchmark\x00" + benchmark.name.encode())
+        for item in benchmark.items:
+            digest.update(b"\x00item\x00" + item.doc_hash.encode())
+            for name, text in item.fields.items():
+                digest.update(f"\x00{name}\x00{text}".encode("utf-8", "replace"))
+    return digest.hexdigest()

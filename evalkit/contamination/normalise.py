@@ -1,0 +1,130 @@
+"""How text becomes tokens, for the benchmark and the corpus alike: written down here, run by the kernels.
+
+The rule, version 1:
+
+1. Each character is replaced by its full compatibility decomposition with case folding: NFKD, casefold, NFKD,
+   casefold, NFKD. Two texts that are equal under NFKC and case folding (Unicode's caseless compatibility match)
+   are equal after this; decomposed rather than composed form is used because it needs no look at the neighbours,
+   so a table does it. Several combining marks on one letter keep the order in which they were written.
+2. Characters of category Cf (soft hyphen, zero-width space and joiners, direction marks) vanish: they do not split
+   a word, so they cannot hide one.
+3. Letters (L*), numbers (N*) and the marks (M*) on them form tokens; everything else (spaces, line breaks,
+   punctuation, symbols, the underscore) separates tokens and is not kept. Re-wrapped lines, other punctuation,
+   quotes and case therefore never hide a match.
+4. In scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every letter, with its
+   marks, is a token of its own. Korean is written with spaces and is tokenised by words.
+
+Consequences to know: "don't" is two tokens; "3.14" is "3 14" and "1,000" is "1 000"; "x + y" equals "x - y".
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+VERSION: Final = 1
+"""Version of the rule above; it is written into every audit, because it decides what matches."""
+
+SEPARATOR, WORD, CHARACTER, MARK, IGNORED = range(5)
+
+# Blocks whose letters are tokens of their own, as inclusive ranges of code points.
+_UNSPACED_SCRIPTS: Final = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x2E80, 0x2FDF),  # CJK and Kangxi radicals
+    (0x3005, 0x3007),  # ideographic iteration mark, closing mark, zero
+    (0x3021, 0x3029),  # Hangzhou numerals
+    (0x3041, 0x309F),  # Hiragana
+    (0x30A1, 0x30FF),  # Katakana
+    (0x31F0, 0x31FF),  # Katakana extensions
+    (0x3400, 0x4DBF),  # CJK extension A
+    (0x4E00, 0x9FFF),  # CJK
+    (0xA9E0, 0xA9FF),  # Burmese extension B
+    (0xAA60, 0xAA7F),  # Burmese extension A
+    (0xF900, 0xFAFF),  # CJK compatibility
+    (0x1AFF0, 0x1B16F),  # Kana extensions
+    (0x20000, 0x323AF),  # CJK extensions B to H
+)
+# Beyond the CJK extensions only tags and variation selectors (ignored or marks) are assigned.
+_LAST_MAPPED: Final = 0x323AF
+_TAGS: Final = (0xE0000, 0xE01EF)
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """The normalisation as arrays, for the kernels.
+
+    Attributes
+    ----------
+    ascii_code
+        uint8[128]: the folded code of an ASCII word character, 0 for a separator.
+    kind
+        uint8[0x110000]: SEPARATOR, WORD, CHARACTER, MARK or IGNORED for a folded code point.
+    start
+        int32[0x110001]: the folded form of code point c is `codes[start[c]:start[c + 1]]`.
+    codes
+        uint32: the folded code points.
+    """
+
+    ascii_code: npt.NDArray[np.uint8]
+    kind: npt.NDArray[np.uint8]
+    start: npt.NDArray[np.int32]
+    codes: npt.NDArray[np.uint32]
+
+
+def fold(character: str) -> str:
+    """Return the folded form of one character (rule 1 above)."""
+    folded = unicodedata.normalize("NFKD", character)
+    for _ in range(2):
+        folded = unicodedata.normalize("NFKD", folded.casefold())
+    return folded
+
+
+def kind_of(character: str) -> int:
+    """Return which of the five kinds a folded character is (rules 2 to 4 above)."""
+    category = unicodedata.category(character)
+    if category == "Cf":
+        return IGNORED
+    if category[0] == "M":
+        return MARK
+    if category[0] not in "LN":
+        return SEPARATOR
+    code = ord(character)
+    return CHARACTER if any(low <= code <= high for low, high in _UNSPACED_SCRIPTS) else WORD
+
+
+@lru_cache(maxsize=1)
+def fold_table() -> FoldTable:
+    """Build the tables from the Unicode data of this Python, once per process (about a third of a second)."""
+    n_codes = sys.maxunicode + 1
+    kind = np.zeros(n_codes, dtype=np.uint8)
+    lengths = np.ones(n_codes, dtype=np.int32)
+    codes: list[int] = []
+    mapped = (*range(_LAST_MAPPED + 1), *range(_TAGS[0], _TAGS[1] + 1))
+    for code in mapped:
+        character = chr(code)
+        if 0xD800 <= code <= 0xDFFF:  # surrogates are no characters and cannot occur in valid UTF-8
+            codes.append(code)
+            continue
+        kind[code] = kind_of(character)
+        folded = fold(character)
+        lengths[code] = len(folded)
+        codes.extend(map(ord, folded))
+    # What is unassigned or private folds to itself and separates.
+    all_codes = np.arange(n_codes, dtype=np.uint32)
+    start = np.zeros(n_codes + 1, dtype=np.int32)
+    np.cumsum(lengths, out=start[1:])
+    flat = np.empty(start[-1], dtype=np.uint32)
+    is_mapped = np.zeros(n_codes, dtype=bool)
+    is_mapped[list(mapped)] = True
+    flat[np.repeat(is_mapped, lengths)] = codes
+    flat[np.repeat(~is_mapped, lengths)] = all_codes[~is_mapped]
+    ascii_code = np.array([ord(fold(chr(code))) if kind[code] == WORD else 0 for code in range(128)], dtype=np.uint8)
+    return FoldTable(ascii_code=ascii_code, kind=kind, start=start, codes=flat)
