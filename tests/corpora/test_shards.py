@@ -1,0 +1,156 @@
+"""Patterns find the files that they seem to mean, each once, and nothing goes missing without a word."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from evalkit.corpora import find_shards
+from evalkit.corpora.shards import FORMATS
+from evalkit.errors import InputError
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder as people have them: shards on two levels, hidden leftovers, a readme."""
+    for name in (
+        "b.jsonl",
+        "a.jsonl.zst",
+        "deep/er/c.parquet",
+        ".hidden.jsonl",
+        ".cache/d.jsonl",
+        "README.md",
+        "LICENSE",
+    ):
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+    return tmp_path / "corpus"
+
+
+def names(patterns: list[str]) -> list[str]:
+    return [shard.path.name for shard in find_shards(patterns)]
+
+
+def test_a_folder_means_all_readable_files_below_it_but_hidden_ones(corpus):
+    assert names([str(corpus)]) == ["a.jsonl.zst", "b.jsonl", "c.parquet"]
+
+
+def test_a_shard_knows_its_pattern_its_absolute_path_and_its_size(corpus, monkeypatch):
+    monkeypatch.chdir(corpus)
+    [shard] = find_shards(["deep/../b.jsonl"])
+    assert (shard.corpus, shard.path, shard.size) == ("deep/../b.jsonl", corpus / "b.jsonl", 5)
+
+
+def test_two_stars_match_any_depth_and_one_star_only_one(corpus):
+    assert names([f"{corpus}/**/*.parquet"]) == ["c.parquet"]
+    assert names([f"{corpus}/*.jsonl*"]) == ["a.jsonl.zst", "b.jsonl"]
+
+
+def test_a_glob_that_matches_folders_means_the_files_below_them(corpus):
+    assert names([f"{corpus}/d*"]) == ["c.parquet"]
+
+
+def test_the_tilde_is_the_home_folder(corpus, monkeypatch):
+    monkeypatch.setenv("HOME", str(corpus))
+    assert names(["~/*.jsonl"]) == ["b.jsonl"]
+
+
+def test_a_file_found_twice_belongs_to_the_first_pattern(corpus):
+    (corpus / "link.jsonl").symlink_to(corpus / "b.jsonl")
+    shards = find_shards([f"{corpus}/b*", str(corpus), f"{corpus}/*.jsonl"])
+    assert [(shard.path.name, shard.corpus == f"{corpus}/b*") for shard in shards] == [
+        ("a.jsonl.zst", False),
+        ("b.jsonl", True),
+        ("c.parquet", False),
+    ]
+
+
+def test_a_link_keeps_its_own_name_since_its_target_may_have_no_suffix(corpus, tmp_path):
+    (tmp_path / "blob").write_bytes(b"1234567")
+    (corpus / "snapshot.jsonl").symlink_to(tmp_path / "blob")
+    [shard] = find_shards([f"{corpus}/snapshot.jsonl"])
+    assert (shard.path, shard.size) == (corpus / "snapshot.jsonl", 7)
+
+
+def test_folders_that_link_to_each_other_are_read_once(corpus):
+    (corpus / "deep" / "loop").symlink_to(corpus)
+    assert names([str(corpus)]) == ["a.jsonl.zst", "b.jsonl", "c.parquet"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_found_by_its_name(corpus):
+    (corpus / "part[1].jsonl").write_bytes(b"")
+    assert names([f"{corpus}/part[1].jsonl"]) == ["part[1].jsonl"]
+
+
+def test_suffixes_count_in_any_case_of_letters(corpus):
+    for suffix in FORMATS:
+        (corpus / f"X{suffix.upper()}").write_bytes(b"")
+    assert len(names([f"{corpus}/X*"])) == len(FORMATS)
+
+
+def test_files_of_other_formats_are_counted_in_a_warning(corpus, capsys):
+    names([str(corpus)])
+    message = capsys.readouterr().err
+    assert "left out 2 files" in message and "1 .md" in message and "1 without a suffix" in message
+
+
+def test_no_warning_when_every_file_is_readable(corpus, capsys):
+    names([f"{corpus}/*.jsonl"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pattern_that_matches_nothing_shows_the_nearest_folder_that_exists(corpus):
+    pattern = f"{corpus}/deep/missing/**/*.jsonl"
+    with pytest.raises(InputError) as caught:
+        find_shards([str(corpus), pattern])
+    assert caught.value.where == pattern
+    assert f"nearest folder that exists is {corpus / 'deep'})" in caught.value.what
+    assert "quotes" in caught.value.do and ".parquet" in caught.value.do
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="nothing matches"):
+        find_shards([str(tmp_path)])
+
+
+def test_a_pattern_with_only_unknown_files_names_their_suffixes(corpus):
+    with pytest.raises(InputError, match=r"only 1 file \(1 \.md\).*\.jsonl\.zst"):
+        find_shards([f"{corpus}/*.md"])
+
+
+def test_a_plain_json_file_is_no_shard(corpus):
+    (corpus / "dataset_info.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match=r"only 1 file \(1 \.json\)"):
+        find_shards([f"{corpus}/dataset_info.json"])
+
+
+def test_no_pattern_is_an_error():
+    with pytest.raises(InputError, match="no corpus"):
+        find_shards([])
+
+
+def test_a_remote_address_is_refused_as_such():
+    with pytest.raises(InputError, match="remote address"):
+        find_shards(["s3://bucket/corpus/*.parquet"])
+
+
+def test_an_unknown_home_folder_is_reported_as_not_found():
+    with pytest.raises(InputError, match="nothing matches"):
+        find_shards(["~nobody-of-this-name/*.jsonl"])
+
+
+def test_a_link_to_nothing_is_an_error_that_names_it(corpus):
+    (corpus / "gone.jsonl").symlink_to(corpus / "nowhere")
+    with pytest.raises(InputError, match=r"gone\.jsonl: .*No such file.*target may be gone"):
+        find_shards([str(corpus)])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_an_error(corpus):
+    (corpus / "deep").chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"deep: .*Permission denied"):
+            find_shards([str(corpus)])
+    finally:
+        (corpus / "deep").chmod(0o755)
