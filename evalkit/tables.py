@@ -291,7 +291,9 @@ def read(path: Path, table: TableSchema) -> pa.Table:
         _check_origin(stored, table, str(path))
         data = pq.ParquetFile(path).read()
     except FileNotFoundError:
-        raise TableError("there is no such file", where=str(path), do=f"It should hold the {table.name} table") from None
+        raise TableError(
+            "there is no such file", where=str(path), do=f"It should hold the {table.name} table"
+        ) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(
             f"this is not a readable Parquet file ({_first_line(error)})", where=str(path), do="Write it again"
@@ -303,7 +305,9 @@ def _check_origin(stored: Mapping[bytes, bytes], table: TableSchema, source: str
     """Refuse another evalkit table and a newer major version; a table without our marks is judged by its columns."""
     name = stored.get(_NAME_KEY, table.name.encode()).decode()
     if name != table.name:
-        raise TableError(f"this file holds the {name} table, not the {table.name} table", where=source, do="Pass the other file")
+        raise TableError(
+            f"this file holds the {name} table, not the {table.name} table", where=source, do="Pass the other file"
+        )
     version = stored.get(_VERSION_KEY, b"0").decode()
     if int(version.split(".")[0]) > VERSION[0]:
         raise TableError(

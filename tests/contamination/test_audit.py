@@ -128,7 +128,7 @@ def test_on_real_text_the_rules_report_exactly_what_brute_force_reports(planted,
     assert sum(row["label"] == "dirty" for row in found.values()) >= 200
 
 
-WORDS = st.lists(st.sampled_from("a b c é 中".split()), max_size=30).map(" ".join)
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "é", "中"]), max_size=30).map(" ".join)
 
 
 @settings(max_examples=150, deadline=None)

@@ -32,7 +32,7 @@ def test_a_rule_of_ones_own_loads_by_path(tmp_path):
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest_name():
-    with pytest.raises(SpecError, match="no rule 'llama-3'.*Did you mean 'llama3'"):
+    with pytest.raises(SpecError, match=r"no rule 'llama-3'.*Did you mean 'llama3'"):
         load_rules(["llama-3"])
 
 
