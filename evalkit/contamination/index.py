@@ -147,13 +147,18 @@ def _windows(
     kept: npt.NDArray[np.int64],
     n: int,
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
-    """Hash every window of n tokens of the long fields and the whole of each short one."""
+    """Hash every window of n tokens of the long fields, and the beginning of each short one.
+
+    A short field is looked for by its first 1, 2, 4, ... tokens, the largest power of two that it has: every further
+    window length costs the scan one more look at each token. The scan itself compares the field to its end.
+    """
     parts, lengths = [], []
-    for length in range(1, n + 1):
-        which = kept[sizes[kept] == length] if length < n else kept[sizes[kept] >= n]
-        if len(which):
-            parts.append(kernels.window_hashes(hashes, bounds, length, which))
-            lengths.append(length)
+    seeds = np.where(sizes[kept] >= n, n, 1 << np.log2(np.maximum(sizes[kept], 1)).astype(np.int64))
+    for length in np.unique(seeds).tolist():
+        keys, fields, places = kernels.window_hashes(hashes, bounds, length, kept[seeds == length])
+        wanted = (places == 0) | (length == n)
+        parts.append((keys[wanted], fields[wanted], places[wanted]))
+        lengths.append(length)
     if not parts:
         empty = np.empty(0, dtype=np.int64)
         return np.empty(0, dtype=np.uint64), empty, empty, []
