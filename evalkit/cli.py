@@ -6,6 +6,7 @@ inside the commands, so that `evalkit --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -384,6 +385,8 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with its message and code 2, a bug keeps its traceback."""
+    # The bars of lm-eval and transformers would tear ours apart; EVALKIT_NO_PROGRESS silences ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except EvalkitError as error:

@@ -1,0 +1,405 @@
+"""Evaluates one model on tasks through lm-eval and writes the run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from evalkit import tables
+from evalkit.errors import SpecError, TaskError
+from evalkit.files import write_json
+from evalkit.progress import log_to, logger, progress_bar, say, warn
+from evalkit.runs.provenance import ModelFingerprint, fingerprint_model, git_state, hardware, package_versions
+from evalkit.runs.spec import RunSpec
+from evalkit.tasks import LoadedTasks, load_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evalkit.runs.hf import JournaledLM
+
+RECORD: Final = "run.json"
+SAMPLES: Final = "samples.parquet"
+# In this order: the record first, so that a run that is being removed is no run.
+_FILES: Final = (RECORD, SAMPLES, "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "log.jsonl")
+# lm-eval's own default for Python's random numbers. It stays the same for every seed, because some tasks shuffle
+# their documents with it, and seeds must answer the same questions.
+_PYTHON_SEED: Final = 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its directory and its scores, as lm-eval aggregates them, by seed, task and "metric,filter"."""
+
+    name: str
+    directory: Path
+    results: Mapping[str, Mapping[str, Mapping[str, float]]]
+    tasks: Mapping[str, Mapping[str, Any]]
+    wall_seconds: float
+    n_requests: int
+    n_from_journal: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per task, metric and filter: the mean over the seeds."""
+        import pandas as pd
+
+        rows = []
+        for name, task in self.tasks.items():
+            for metric in task["metrics"]:
+                key = f"{metric['metric']},{metric['filter']}"
+                scores = [of_seed[name][key] for of_seed in self.results.values() if key in of_seed.get(name, {})]
+                if scores:
+                    rows.append(
+                        {
+                            "task": name,
+                            "metric": metric["metric"],
+                            "filter": metric["filter"],
+                            "score": sum(scores) / len(scores),
+                            "n_items": task["n_evaluated"],
+                            "n_seeds": len(scores),
+                        }
+                    )
+        return pd.DataFrame(rows, columns=["task", "metric", "filter", "score", "n_items", "n_seeds"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {**vars(self), "directory": str(self.directory)}
+
+
+def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
+    """Evaluate `spec.model` on `spec.tasks` and write `run.json`, `samples.parquet`, `journal.sqlite`, `log.jsonl`.
+
+    A directory that holds the same run, unfinished, is resumed: no finished request is asked again. A finished one is
+    returned as it is.
+
+    Parameters
+    ----------
+    spec
+        What to run.
+    overwrite
+        Remove a different run in the directory first.
+
+    Raises
+    ------
+    SpecError
+        The directory holds a different run.
+    TaskError
+        A task is unknown, its documents cannot be had, or it executes generated code without consent.
+    ModelError
+        The model cannot be loaded.
+    """
+    if (finished := _prepare_directory(spec, overwrite=overwrite)) is not None:
+        return finished
+    # Tasks first: a wrong name is found in a second, before gigabytes of weights are read.
+    loaded = load_tasks(
+        spec.tasks,
+        tasks_dirs=(spec.tasks_dir,) if spec.tasks_dir else (),
+        data_dir=spec.data,
+        task_seed=spec.task_seed,
+    )
+    _configure(loaded, spec)
+    from evalkit.runs.hf import load_hf_model
+
+    backend = load_hf_model(spec)
+    model = fingerprint_model(spec.model, backend)
+    _check_same_model(spec, model)
+    with log_to(spec.out / "log.jsonl"):
+        return _evaluate(spec, loaded, backend, model)
+
+
+def _evaluate(spec: RunSpec, loaded: LoadedTasks, backend: Any, model: ModelFingerprint) -> RunResult:
+    """Run all passes, then write the table and the finished record."""
+    from evalkit.runs.hf import JournaledLM
+    from evalkit.runs.journal import Journal
+
+    begun, started = time.monotonic(), _now()
+    subset = {name: _subset(name, task, spec) for name, task in loaded.tasks.items()}
+    record: dict[str, Any] = {
+        "schema_version": ".".join(map(str, tables.VERSION)),
+        "name": model.name,
+        "status": "running",
+        "spec": spec.settings(),
+        "model": asdict(model),
+        "packages": package_versions(),
+        "git": git_state(),
+        "hardware": hardware(),
+        "started": started,
+    }
+    write_json(spec.out / RECORD, record)
+    logger.info("run of %s on %s", model.name, ", ".join(loaded.tasks))
+    passes = list(_passes(spec, loaded))
+    total = sum(_n_requests(task, len(subset[name] or task.eval_docs)) for *_, tasks in passes for name, task in tasks)
+    rows: list[dict[str, Any]] = []
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    with Journal(spec.out / "journal.sqlite") as journal, progress_bar(model.name, total, unit="requests") as bar:
+        lm = JournaledLM(backend, journal, model.answer_key(str(backend.device)), bar.advance)
+        for seed, repeat, tasks in passes:
+            common = {
+                "run_id": f"{model.name}:seed{seed}",
+                "model": model.name,
+                "checkpoint": model.path,
+                "seed": seed,
+                "repeat": repeat,
+            }
+            output = _one_pass(lm, loaded, dict(tasks), subset, spec, seed, repeat)
+            rows.extend(_rows(output, dict(tasks), common, lm))
+            for name, scores in output["results"].items():
+                results.setdefault(str(seed), {}).setdefault(name, []).append(_numbers(scores))
+    _warn_of_missing_scores(rows)
+    tables.write(spec.out / SAMPLES, tables.from_rows(tables.SAMPLES, rows), tables.SAMPLES)
+    record |= {
+        "status": "complete",
+        "tasks": {name: _task_record(task, rows, subset[name]) for name, task in loaded.tasks.items()},
+        "groups": {name: list(members) for name, members in loaded.group_map.items()},
+        "results": {seed: {name: _mean(scores) for name, scores in by.items()} for seed, by in results.items()},
+        "finished": _now(),
+        "wall_seconds": time.monotonic() - begun,
+        "n_requests": lm.n_requests,
+        "n_from_journal": lm.n_from_journal,
+    }
+    write_json(spec.out / RECORD, record)
+    return _result(spec.out, record)
+
+
+def _prepare_directory(spec: RunSpec, *, overwrite: bool) -> RunResult | None:
+    """Return the finished run that the directory holds, or make it ready to begin or to resume."""
+    record = read_record(spec.out)
+    if spec.out.exists() and not spec.out.is_dir():
+        raise SpecError("this is a file, not a directory", where=str(spec.out), do="Give another --out")
+    if overwrite:
+        for name in _FILES:
+            (spec.out / name).unlink(missing_ok=True)
+        return None
+    if record is None:
+        return None
+    settings = json.loads(json.dumps(spec.settings()))
+    theirs = record.get("spec", {})
+    if differing := [name for name in settings if settings[name] != theirs.get(name)]:
+        name = differing[0]
+        raise SpecError(
+            f"the directory holds a run with other settings ({', '.join(differing)}): "
+            f"{name} was {theirs.get(name)!r}, now {settings[name]!r}",
+            where=str(spec.out),
+            do="Give another --out, or --overwrite",
+        )
+    if record.get("status") == "complete" and (spec.out / SAMPLES).exists():
+        say(f"{spec.out} holds this run, finished {record['finished']}; nothing was computed again")
+        return _result(spec.out, record)
+    say(f"resuming the run in {spec.out}")
+    return None
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """Read `run.json`; None when there is none.
+
+    Raises
+    ------
+    SpecError
+        The file is no JSON object.
+    """
+    path = directory / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise SpecError(f"this is not a run's record ({error})", where=str(path), do="Give another --out") from None
+    if not isinstance(record, dict):
+        raise SpecError("this is not a run's record", where=str(path), do="Give another --out")
+    return record
+
+
+def _check_same_model(spec: RunSpec, model: ModelFingerprint) -> None:
+    """Refuse to mix two models in one directory: the path may be the same and the weights not."""
+    record = read_record(spec.out)
+    theirs = (record or {}).get("model", {}).get("weights_sha256")
+    if record is not None and theirs != model.weights_sha256:
+        raise SpecError(
+            f"the run in this directory was begun with other weights ({str(theirs)[:12]}..., "
+            f"now {str(model.weights_sha256)[:12]}...)",
+            where=str(spec.out),
+            do="Give another --out, or --overwrite",
+        )
+
+
+def _configure(loaded: LoadedTasks, spec: RunSpec) -> None:
+    """Give the tasks the run's settings, as lm-eval's own command does."""
+    for name, task in loaded.tasks.items():
+        if getattr(task, "UNSAFE_CODE", False) and not spec.confirm_unsafe_code:
+            raise TaskError(
+                "the task executes code that the model writes", where=name, do="Consent with --confirm-unsafe-code"
+            )
+        if task.OUTPUT_TYPE == "generate_until" and spec.gen_kwargs:
+            task.set_config(key="generation_kwargs", value=dict(spec.gen_kwargs), update=True)
+        default = task.get_config("num_fewshot")
+        if spec.num_fewshot is not None and default == 0 and spec.num_fewshot != 0:
+            warn(
+                f"{name} is defined with 0 examples in its prompt; --num-fewshot does not change that (nor in lm-eval)"
+            )
+        elif spec.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=spec.num_fewshot)
+        elif default is None:
+            task.set_config(key="num_fewshot", value=0)
+
+
+def _passes(spec: RunSpec, loaded: LoadedTasks) -> Iterator[tuple[int, int, list[tuple[str, Any]]]]:
+    """Yield (seed, repeat, tasks); a task whose answers are not sampled takes part in the first repeat only."""
+    everything = list(loaded.tasks.items())
+    sampled = [(name, task) for name, task in everything if _is_sampled(task)]
+    if spec.repeats > 1 and (skipped := [name for name, task in everything if not _is_sampled(task)]):
+        warn(
+            f"{', '.join(skipped)}: answers are not sampled, so all {spec.repeats} repeats would be equal; evaluated "
+            "once (to sample: --gen-kwargs do_sample=true,temperature=0.7)"
+        )
+    for seed in spec.seeds:
+        yield seed, 0, everything
+        for repeat in range(1, spec.repeats):
+            if sampled:
+                yield seed, repeat, sampled
+
+
+def _is_sampled(task: Any) -> bool:
+    from evalkit.runs.hf import is_sampled
+
+    return task.OUTPUT_TYPE == "generate_until" and is_sampled(task.config.generation_kwargs or {})
+
+
+def _subset(name: str, task: Any, spec: RunSpec) -> list[int] | None:
+    """The documents to evaluate, ascending, or None for all.
+
+    The first `limit` of a shuffle that depends on the task's name and size and on the subset seed only: a random
+    subset, not the head, and 50 documents are among 100. lm-eval needs them in ascending order.
+    """
+    n_docs = len(task.eval_docs)
+    if spec.limit is None or spec.limit >= n_docs:
+        return None
+    order = list(range(n_docs))
+    random.Random(f"{name}:{n_docs}:{spec.subset_seed}").shuffle(order)
+    return sorted(order[: spec.limit])
+
+
+def _n_requests(task: Any, n_docs: int) -> int:
+    """About how many requests a task makes, for the progress bar."""
+    if task.config.doc_to_choice is None or task.OUTPUT_TYPE == "generate_until":
+        return n_docs * (task.config.repeats or 1)
+    return n_docs * len(task.doc_to_choice(task.eval_docs[0]))
+
+
+def _one_pass(
+    lm: JournaledLM,
+    loaded: LoadedTasks,
+    tasks: Mapping[str, Any],
+    subset: Mapping[str, list[int] | None],
+    spec: RunSpec,
+    seed: int,
+    repeat: int,
+) -> dict[str, Any]:
+    """Evaluate `tasks` once, with lm-eval's prompts, filters and metrics."""
+    import lm_eval
+
+    # Every repeat sees the same prompts: the few-shot draw depends on the seed alone.
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=seed)
+    _seed_everything(seed if repeat == 0 else _derived_seed(seed, repeat))
+    lm.begin_pass(seed, repeat)
+    chosen = {name: documents for name in tasks if (documents := subset[name]) is not None}
+    # Groups are aggregates of all their tasks, so they make sense in a pass over all tasks only.
+    whole = loaded.as_dict() if len(tasks) == len(loaded.tasks) else {"tasks": dict(tasks)}
+    output: dict[str, Any] = lm_eval.evaluate(
+        lm=lm,
+        task_dict=whole,
+        samples=chosen or None,
+        bootstrap_iters=0,
+        system_instruction=spec.system_instruction,
+        apply_chat_template=spec.chat_template,
+        fewshot_as_multiturn=spec.chat_template,
+        confirm_run_unsafe_code=spec.confirm_unsafe_code,
+    )
+    return output
+
+
+def _seed_everything(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(_PYTHON_SEED)
+    np.random.seed(seed)  # metrics and backends draw from the global generators
+    torch.manual_seed(seed)
+
+
+def _derived_seed(seed: int, repeat: int) -> int:
+    """Return a seed for the sampling of one repeat, unlike those of other repeats and seeds."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{repeat}".encode()).digest()[:4], "little")
+
+
+def _rows(
+    output: Mapping[str, Any], tasks: Mapping[str, Any], common: Mapping[str, Any], lm: JournaledLM
+) -> Iterator[dict[str, Any]]:
+    from evalkit.runs.records import sample_rows
+
+    for name, samples in output["samples"].items():
+        yield from sample_rows(tasks[name], samples, common, lambda text: len(lm.backend.tok_encode(text)))
+
+
+def _warn_of_missing_scores(rows: Sequence[Mapping[str, Any]]) -> None:
+    missing = sorted({f"{row['task']}: {row['metric']}" for row in rows if row["score"] is None})
+    if missing:
+        warn(f"no number per item, so only the aggregate in {RECORD}: {', '.join(missing)}")
+
+
+def _task_record(task: Any, rows: Sequence[Mapping[str, Any]], subset: Sequence[int] | None) -> dict[str, Any]:
+    """What a reader must know of a task; its first metric is the primary one."""
+    mine = [row for row in rows if row["task"] == task.config.task]
+    metrics = dict.fromkeys((row["metric"], row["filter"]) for row in mine)
+    hashes = list(dict.fromkeys(row["doc_hash"] for row in mine))
+    better = task.higher_is_better()
+    return {
+        "version": task.VERSION,
+        "n_docs": len(task.eval_docs),
+        "n_evaluated": len({row["doc_id"] for row in mine}),
+        "num_fewshot": task.get_config("num_fewshot"),
+        "output_type": task.OUTPUT_TYPE,
+        "cluster_field": (task.config.metadata or {}).get("cluster_field"),
+        "doc_hashes_sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        "subset": subset,
+        "metrics": [
+            {"metric": metric, "filter": name, "higher_is_better": bool(better.get(metric, True))}
+            for metric, name in metrics
+        ],
+    }
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The aggregated metrics of one task ("metric,filter"), without lm-eval's naive standard errors."""
+    return {
+        key: float(value)
+        for key, value in scores.items()
+        if "," in key and "_stderr," not in key and isinstance(value, int | float)
+    }
+
+
+def _mean(of_repeats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the repeats of a seed."""
+    return {key: sum(one[key] for one in of_repeats) / len(of_repeats) for key in of_repeats[0]}
+
+
+def _result(directory: Path, record: Mapping[str, Any]) -> RunResult:
+    return RunResult(
+        name=record["name"],
+        directory=directory,
+        results=record["results"],
+        tasks=record["tasks"],
+        wall_seconds=record["wall_seconds"],
+        n_requests=record["n_requests"],
+        n_from_journal=record["n_from_journal"],
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

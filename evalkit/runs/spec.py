@@ -1,0 +1,153 @@
+"""What to run: the options of `evalkit run`, from the command line, a YAML file, or both."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from evalkit.errors import SpecError
+
+DEFAULT_SEED = 1234
+"""lm-eval's own default for numpy, torch and the few-shot draw."""
+
+
+class RunSpec(pydantic.BaseModel):
+    """One evaluation of one model.
+
+    Attributes
+    ----------
+    model
+        A checkpoint folder, or a name on the Hugging Face hub.
+    tasks
+        Task names, globs, groups or tags.
+    out
+        The run directory.
+    tasks_dir, data, task_seed
+        Folder of own task definitions; folder that the `local_*` tasks read; seed of the generated tasks.
+    limit
+        Items of each task: a seeded random subset, nested (50 are among 100); None means all.
+    subset_seed
+        Seed of that subset.
+    repeats
+        Answers sampled for each item; all are scored.
+    seeds
+        Run seeds: each sets the few-shot draw and the sampling.
+    num_fewshot
+        Worked examples in each prompt; None leaves the task's own number.
+    chat_template, system_instruction
+        How prompts are wrapped.
+    gen_kwargs
+        Generation settings that replace the tasks' own.
+    batch_size, device, dtype
+        How the model is run.
+    trust_remote_code, confirm_unsafe_code
+        Consent to run the model's Python code, and code that the model writes.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    model: str = pydantic.Field(min_length=1)
+    tasks: tuple[str, ...] = pydantic.Field(min_length=1)
+    out: Path
+    tasks_dir: Path | None = None
+    data: Path | None = None
+    task_seed: int | None = None
+    limit: int | None = pydantic.Field(default=None, ge=1)
+    subset_seed: int = 0
+    repeats: int = pydantic.Field(default=1, ge=1)
+    seeds: tuple[int, ...] = pydantic.Field(default=(DEFAULT_SEED,), min_length=1)
+    num_fewshot: int | None = pydantic.Field(default=None, ge=0)
+    chat_template: bool = False
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] = pydantic.Field(default_factory=dict)
+    batch_size: int | Literal["auto"] = 8
+    device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    confirm_unsafe_code: bool = False
+
+    @pydantic.field_validator("tasks", mode="before")
+    @classmethod
+    def _split_tasks(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @pydantic.field_validator("seeds", mode="before")
+    @classmethod
+    def _split_seeds(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return [value] if isinstance(value, int) else value
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed is given twice; equal runs would be counted as independent")
+        return value
+
+    @pydantic.field_validator("gen_kwargs", mode="before")
+    @classmethod
+    def _split_gen_kwargs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if any(not separator for _, separator, _ in pairs):
+            raise ValueError("give KEY=VALUE pairs, separated by commas")
+        # YAML reads true, 0.7 and 5 as what they look like.
+        return {key.strip(): yaml.safe_load(text) for key, _, text in pairs}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that can change a score, as plain values: the spec without the place it writes to."""
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude={"out"})
+        folders = {"tasks_dir": self.tasks_dir, "data": self.data}
+        return plain | {name: str(folder.resolve()) if folder else None for name, folder in folders.items()}
+
+
+def make_spec(path: Path | None, given: Mapping[str, Any]) -> RunSpec:
+    """Build a spec from a YAML file, from given options, or from both; the options win.
+
+    Raises
+    ------
+    SpecError
+        The file is missing or is no YAML mapping, a key is unknown, or a value is wrong; the message names the file
+        and the key.
+    """
+    values = {**(_read(path) if path else {}), **given}
+    source = f"{path}" if path else "options"
+    unknown = [name for name in values if name not in RunSpec.model_fields]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], RunSpec.model_fields, n=1)
+        hint = f"Did you mean '{close[0]}'? " if close else ""
+        raise SpecError(
+            f"there is no setting '{unknown[0]}'", where=source, do=f"{hint}Known: {', '.join(RunSpec.model_fields)}"
+        )
+    for name in ("model", "tasks", "out"):
+        if not values.get(name):
+            raise SpecError(f"'{name}' is not given", where=source, do=f"Give --{name}, or `{name}:` in a YAML file")
+    try:
+        return RunSpec(**values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "spec"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SpecError(
+            f"'{name}' cannot be {first['input']!r} ({message[0].lower()}{message[1:]})", where=source, do="Mend it"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; keys may be written as on the command line, with hyphens."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the file cannot be read ({error})", where=str(path), do="Check the path") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"this is not valid YAML ({error})", where=str(path), do="Mend the file") from None
+    if not isinstance(values, dict):
+        raise SpecError("the file is no mapping of settings", where=str(path), do="Write `model: ...`, `tasks: ...`")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
