@@ -17,7 +17,7 @@ from evalkit.files import atomic_path, to_json, write_json
 if TYPE_CHECKING:
     from evalkit.contamination.benchmarks import Benchmark
 
-TASKS: Final = ("gen_patterns", "gen_calendar", "gen_deduction")
+TASKS: Final = ("gen_patterns", "gen_series", "gen_grammar")
 RULE: Final = "llama3"
 PLANTED_SHARE: Final = 0.25
 """Share of the evaluated items that are planted in the corpus."""

@@ -1,0 +1,113 @@
+"""Figures of a comparison: static SVG by matplotlib, one look, safe for colour-blind readers and for print."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+from evalkit.reports.comparison import OVERALL, Comparison, SubsetResult, points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Blue and orange of Okabe and Ito's palette; shapes and fill say the same for those who see no colour.
+COLOUR: Final = {"all": "#0072B2", "clean": "#D55E00"}
+_OFFSET: Final = {"all": 0.0, "clean": 0.34}
+_STYLE: Final[dict[Any, Any]] = {
+    # Names of models and tasks are foreign text: a dollar sign in them is no formula.
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evalkit",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 9,
+}
+_GREY: Final = "#767676"
+
+
+def forest_plot(comparison: Comparison) -> Figure:
+    """Draw the difference B minus A of each task, and of the tasks together, on all and on the clean items.
+
+    Filled squares: all items; hollow circles: clean items; lines: intervals; diamonds: all tasks together. Numbers are
+    percentage points.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows = _rows(comparison)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 0.9 + 0.52 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for position, (name, results) in enumerate(rows):
+            for subset, result in results.items():
+                _draw(axes, position + _OFFSET[subset], result, is_overall=name == OVERALL)
+        _decorate(axes, comparison, rows)
+    return figure
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, dict[str, SubsetResult]]]:
+    """From top to bottom: the tasks, then all of them together."""
+    shown: dict[str, dict[str, SubsetResult]] = {}
+    for name, result in comparison.results():
+        if result.subset in COLOUR:
+            shown.setdefault(name, {})[result.subset] = result
+    return list(shown.items())
+
+
+def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) -> None:
+    difference, colour = result.difference, COLOUR[result.subset]
+    if difference.low is not None and difference.high is not None:
+        axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=colour, linewidth=1.6)
+    marker = "D" if is_overall else ("s" if result.subset == "all" else "o")
+    face = colour if result.subset == "all" else "white"
+    axes.plot([100 * difference.estimate], [height], marker=marker, markersize=6, color=colour, markerfacecolor=face)
+    interval = (
+        "no interval"
+        if difference.low is None or difference.high is None
+        else f"{points(difference.low)} to {points(difference.high)}"
+    )
+    axes.text(
+        1.02,
+        height,
+        f"{points(difference.estimate)}  ({interval})   n = {result.n_items:,}",
+        transform=axes.get_yaxis_transform(),
+        verticalalignment="center",
+        fontsize=8,
+    )
+
+
+def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str, SubsetResult]]]) -> None:
+    """Zero line, labels, direction, and a legend that shows each marker."""
+    from matplotlib.lines import Line2D
+
+    axes.axvline(0, color=_GREY, linewidth=0.8)
+    with_overall = rows[-1][0] == OVERALL
+    if with_overall:
+        axes.axhline(len(rows) - 1.33, color=_GREY, linewidth=0.5, linestyle=":")
+    axes.set_yticks([position + 0.17 * (len(results) > 1) for position, (_, results) in enumerate(rows)])
+    axes.set_yticklabels([f"{name} (mean of tasks)" if name == OVERALL else name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.3, -0.5)
+    axes.set_xlabel(f"{comparison.name_b} minus {comparison.name_a}, percentage points   (right of 0: higher)")
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    if any("clean" in results for _, results in rows):
+        handles = [
+            Line2D([], [], color=COLOUR["all"], marker="s", label="all items"),
+            Line2D([], [], color=COLOUR["clean"], marker="o", markerfacecolor="white", label="clean items"),
+        ]
+        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
+
+
+def to_svg(figure: Figure) -> str:
+    """Return the figure as an SVG element, the same bytes for the same figure, without XML prolog."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
+        )
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

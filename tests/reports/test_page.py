@@ -1,0 +1,118 @@
+"""The page: self-contained, and inert whatever a model has written."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from evalkit.reports.comparison import compare
+from evalkit.reports.figures import forest_plot, to_svg
+from evalkit.reports.page import render_page, visible, write_report
+from evalkit.reports.terminal import render
+from tests.reports.runs import write_audit, write_run
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></svg></table><iframe src='https://example.org'>",
+    "[a](javascript:alert(1)) {{ 7*7 }} {% raw %}",
+    "\u202edrowssap\u0000\u0007\u200b",
+    "x" * 1_000_000,
+    "'';!--\"<XSS>=&{()}",
+]
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    def hostile(task, doc_hash):
+        return HOSTILE[int(doc_hash) % len(HOSTILE)]
+
+    a = write_run(
+        tmp_path / "a", {("<b>task", f"{n}"): float(n % 3 > 0) for n in range(40)}, name="<i>base$x$", response=hostile
+    )
+    b = write_run(tmp_path / "b", {("<b>task", f"{n}"): float(n % 2) for n in range(40)}, name="q4", target=hostile)
+    return compare(
+        a, b, audit=write_audit(tmp_path / "audit", {f"{n}": "clean" if n % 4 else "dirty" for n in range(40)})
+    )
+
+
+class Elements(HTMLParser):
+    """Collects tags and attributes."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend(attrs)
+
+
+def test_hostile_answers_are_text_and_nothing_else(comparison):
+    page = render_page(comparison)
+    elements = Elements(page)
+    assert {"script", "img", "iframe", "xss", "object", "embed", "link", "b>task", "i"}.isdisjoint(elements.tags)
+    assert not [name for name, _ in elements.attributes if name.startswith("on")]
+    for name, value in elements.attributes:
+        if name in {"src", "href", "xlink:href", "action", "formaction"}:
+            assert value.startswith("#")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert "\u202e" not in page
+    assert "\u0000" not in page
+
+
+def test_the_page_loads_nothing(comparison):
+    page = render_page(comparison)
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'", page)
+    assert not re.search(r"url\(\s*['\"]?(?!#)", page)
+    assert "@import" not in page
+    # Addresses that remain are names of XML vocabularies, which nothing fetches.
+    assert set(re.findall(r"https?://[\w./-]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+        "https://example.org",
+    }
+
+
+def test_the_page_is_small_although_an_answer_has_a_million_characters(comparison, tmp_path):
+    write_report(comparison, tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 300_000
+    assert "(999,400 more characters)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_comparison_says(comparison):
+    page = render_page(comparison)
+    assert comparison.headline().replace("<i>base$x$", "&lt;i&gt;base$x$") in page
+    for subset in ("all", "clean", "flagged"):
+        assert f'<td class="left">{subset}</td>' in page
+
+
+def test_lone_surrogates_and_control_characters_are_shown(tmp_path):
+    assert visible("a\ud800b\x1b\u202e\n") == "a\u27e8U+D800\u27e9b\u241b\u27e8U+202E\u27e9\n"
+    assert visible(None) == ""
+
+
+def test_the_figure_is_well_formed_the_same_every_time_and_shows_foreign_names_as_they_are(comparison):
+    svg = to_svg(forest_plot(comparison))
+    assert svg == to_svg(forest_plot(comparison))
+    texts = " ".join(
+        "".join(element.itertext()) for element in ET.fromstring(svg).iter() if element.tag.endswith("text")
+    )
+    assert "<b>task" in texts
+    assert "<i>base$x$" in texts
+    assert "clean items" in texts
+
+
+def test_the_terminal_shows_every_subset_in_80_columns(comparison):
+    out = io.StringIO()
+    render(comparison, Console(file=out, width=80))
+    text = out.getvalue()
+    assert all(word in text for word in ("<b>task", "all", "clean", "flagged", "note: clean items"))
+    assert max(map(len, text.splitlines())) <= 80
