@@ -108,7 +108,7 @@ def _evaluate(story: _Story, model: Path, out: Path, limit: int) -> Path:
     story.step(f"2. Evaluate {model.name} on {limit} items of each of {', '.join(TASKS)}")
     story.command("run", "--model", model, "--tasks", ",".join(TASKS), "--limit", limit, "--out", out)
     result = run(make_spec(None, {"model": str(model), "tasks": ",".join(TASKS), "limit": limit, "out": out}))
-    for row in result.to_frame().itertuples():
+    for row in result.to_frame().drop_duplicates("task").itertuples():
         story.note(f"{row.task}: {row.metric} {row.score:.3f} on {row.n_items} items")
     return out
 
@@ -182,6 +182,7 @@ def _audit(story: _Story, out: Path, planted: Mapping[str, str]) -> Path:
     found = {item["doc_hash"] for item in items if item["label"] != CLEAN}
     story.note(
         f"{result.n_documents:,} documents, {result.n_bytes / 1e6:.1f} MB scanned in {result.seconds:.1f} s: "
-        f"{len(found)} items found, {len(found & planted.keys())} of the {len(planted)} planted"
+        f"{len(found & planted.keys())} of the {len(planted)} planted items found, "
+        f"and {len(found - planted.keys())} that nobody planted"
     )
     return audited

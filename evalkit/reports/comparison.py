@@ -424,19 +424,25 @@ def _sentence(comparison: Comparison, result: SubsetResult) -> str:
         WORSE: f"{comparison.name_b} is worse than {comparison.name_a}",
         UNRESOLVED: f"{comparison.name_b} and {comparison.name_a} cannot be told apart",
     }[result.verdict]
-    which = {"all": "all", "clean": "the clean", "flagged": "the flagged"}[result.subset]
+    count = f"{result.n_items:,}"
+    which = {"all": f"all {count}", "clean": f"the {count} clean", "flagged": f"the {count} flagged"}[result.subset]
     difference = result.difference
     interval = (
         "no interval"
         if difference.low is None or difference.high is None
         else f"{difference.confidence_level:.0%} interval {points(difference.low)} to {points(difference.high)}"
     )
-    return f"On {which} {result.n_items:,} items, {what}: {points(difference.estimate)} points ({interval})."
+    return f"On {which} items, {what}: {points(difference.estimate)} points ({interval})."
 
 
 def points(value: float) -> str:
     """Show a difference of proportions in percentage points, with its sign; a true minus, so that columns align."""
     return f"{100 * value:+.1f}".replace("-", "\u2212")
+
+
+def p_text(p_value: float) -> str:
+    """Show a p value to three decimals, never as zero."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _flat(name: str, result: SubsetResult) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import evalkit
 from evalkit.files import write_text
-from evalkit.reports.comparison import OVERALL, Comparison, ItemPair, points
+from evalkit.reports.comparison import OVERALL, Comparison, ItemPair, p_text, points
 from evalkit.reports.figures import forest_plot, to_svg
 from evalkit.reports.terminal import notes
 from evalkit.resources import resource_dir
@@ -44,6 +44,7 @@ def render_page(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     environment.filters["points"] = points
+    environment.filters["p_text"] = p_text
     environment.filters["visible"] = visible
     differing = [item for item in comparison.items if item.score_a != item.score_b]
     page: str = environment.get_template(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evalkit.reports.comparison import OVERALL, Comparison, SubsetResult, points
+from evalkit.reports.comparison import OVERALL, Comparison, SubsetResult, p_text, points
 
 
 def render(comparison: Comparison, console: Any) -> None:
@@ -62,6 +62,6 @@ def _cells(result: SubsetResult) -> tuple[str, ...]:
         f"{100 * result.score_a:.1f}",
         f"{100 * result.score_b:.1f}",
         f"{points(difference.estimate)} {interval}",
-        f"{result.test.p_value:.3f}" if result.test else "",
+        p_text(result.test.p_value) if result.test else "",
         result.verdict,
     )

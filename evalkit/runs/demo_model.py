@@ -39,8 +39,9 @@ def save_demo_model(out: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    # It describes the file the weights came from; with it transformers would refuse the saved ones.
-    del model.config.quantization_config
+    # Some versions of transformers keep it: it describes the file the weights came from, not the saved ones.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     with _whole_folder(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

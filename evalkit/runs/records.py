@@ -29,7 +29,6 @@ def sample_rows(
     count_tokens
         Length of a text in the model's tokens.
     """
-    generates = task.OUTPUT_TYPE == "generate_until"
     prompt_tokens: dict[int, int] = {}
     for sample in samples:
         doc_id = int(sample["doc_id"])
@@ -50,7 +49,6 @@ def sample_rows(
                 "response": response,
                 "target": target_text(task, sample),
                 "prompt_tokens": prompt_tokens[doc_id],
-                "output_tokens": count_tokens(response) if generates else None,
             }
 
 

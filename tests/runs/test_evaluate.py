@@ -1,0 +1,182 @@
+"""Runs: what is evaluated, how often, and what the run directory says."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from evalkit import tables
+from evalkit.errors import ModelError, SpecError, TaskError
+from evalkit.runs.evaluate import run
+from evalkit.runs.spec import make_spec
+from tests.runs.conftest import save_tiny_model
+
+
+@pytest.fixture
+def evaluate(tiny_model, tasks_dir, tmp_path):
+    """Run with the tiny model; return the rows of the samples table."""
+
+    def call(tasks, out="run", *, overwrite=False, **more):
+        given = {"model": str(tiny_model), "tasks": tasks, "tasks_dir": tasks_dir, "out": tmp_path / out, **more}
+        result = run(make_spec(None, given), overwrite=overwrite)
+        return tables.read(result.directory / "samples.parquet", tables.SAMPLES).to_pylist()
+
+    return call
+
+
+def doc_ids(rows):
+    return list(dict.fromkeys(row["doc_id"] for row in rows))
+
+
+def test_a_limit_is_a_nested_seeded_random_subset(evaluate):
+    ten, twenty = doc_ids(evaluate("toy_mc", "a", limit=10)), doc_ids(evaluate("toy_mc", "b", limit=20))
+    assert len(ten) == 10
+    assert set(ten) < set(twenty)
+    assert ten == sorted(ten) != list(range(10))
+    assert doc_ids(evaluate("toy_mc", "c", limit=10)) == ten
+    assert doc_ids(evaluate("toy_mc", "d", limit=10, subset_seed=1)) != ten
+    assert len(doc_ids(evaluate("toy_mc", "e", limit=1000))) == 30
+
+
+def test_repeats_of_a_sampled_task_differ_and_are_all_scored(evaluate):
+    rows = evaluate("toy_sampled", repeats=3, limit=8)
+    assert len(rows) == 24
+    by_doc = {number: [row for row in rows if row["doc_id"] == number] for number in doc_ids(rows)}
+    assert all({row["repeat"] for row in of_doc} == {0, 1, 2} for of_doc in by_doc.values())
+    assert all(len({row["prompt_hash"] for row in of_doc}) == 1 for of_doc in by_doc.values())
+    assert sum(len({row["response"] for row in of_doc}) > 1 for of_doc in by_doc.values()) >= 7
+    assert all(row["score"] is not None for row in rows)
+
+
+def test_a_task_without_sampling_is_evaluated_once_and_the_user_is_told(evaluate, capsys):
+    rows = evaluate("toy_mc,toy_gen", repeats=4, limit=5)
+    assert {row["repeat"] for row in rows} == {0}
+    assert "toy_mc, toy_gen: answers are not sampled" in capsys.readouterr().err
+
+
+def test_seeds_answer_the_same_questions_with_other_examples(evaluate):
+    rows = evaluate("toy_mc", seeds="1,2", num_fewshot=2, limit=6)
+    runs = {seed: [row for row in rows if row["seed"] == seed] for seed in (1, 2)}
+    assert {row["run_id"] for row in rows} == {"tiny:seed1", "tiny:seed2"}
+    assert [row["doc_hash"] for row in runs[1]] == [row["doc_hash"] for row in runs[2]]
+    assert [row["prompt_hash"] for row in runs[1]] != [row["prompt_hash"] for row in runs[2]]
+
+
+def test_the_same_command_gives_the_same_samples(evaluate):
+    assert evaluate("toy_mc,toy_sampled", "a", limit=6) == evaluate("toy_mc,toy_sampled", "b", limit=6)
+
+
+def test_rows_say_what_was_asked_answered_and_right(evaluate):
+    [mc] = [row for row in evaluate("toy_mc", "a", limit=1) if row["metric"] == "acc"]
+    assert mc["score"] == float(mc["response"] == mc["target"])
+    assert mc["cluster"].startswith("s")
+    assert mc["prompt_tokens"] > 20
+
+
+def test_the_prompt_hash_covers_the_generation_settings(evaluate):
+    one, other = evaluate("toy_gen", "a", limit=3), evaluate("toy_gen", "b", limit=3, gen_kwargs="max_gen_toks=5")
+    assert {row["prompt_hash"] for row in one}.isdisjoint(row["prompt_hash"] for row in other)
+
+
+def test_a_metric_without_a_number_per_item_is_in_the_record_and_the_user_is_told(evaluate, tmp_path, capsys):
+    rows = evaluate("toy_f1", limit=8)
+    assert {row["score"] for row in rows if row["metric"] == "f1"} == {None}
+    assert "toy_f1: f1" in capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 0 <= record["results"]["1234"]["toy_f1"]["f1,none"] <= 1
+
+
+def test_the_record_holds_what_is_needed_to_repeat_the_run(evaluate, tmp_path):
+    evaluate("toy_mc", limit=4)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert {len(record["model"][name]) for name in ("weights_sha256", "tokenizer_sha256", "chat_template_sha256")} == {
+        64
+    }
+    assert record["tasks"]["toy_mc"]["metrics"][0] == {"metric": "acc", "filter": "none", "higher_is_better": True}
+    assert record["tasks"]["toy_mc"]["n_docs"] == 30
+    assert len(record["tasks"]["toy_mc"]["subset"]) == 4
+    assert record["packages"]["lm-eval"]
+    assert record["n_requests"] == 16
+    assert all(json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+
+
+def test_a_directory_with_another_run_is_refused_naming_the_setting(evaluate):
+    evaluate("toy_mc", limit=4)
+    with pytest.raises(SpecError, match="limit was 4, now 5"):
+        evaluate("toy_mc", limit=5)
+    assert len(doc_ids(evaluate("toy_mc", limit=5, overwrite=True))) == 5
+
+
+def test_a_finished_run_is_returned_without_loading_the_model(evaluate, monkeypatch, capsys):
+    rows = evaluate("toy_mc", limit=4)
+    monkeypatch.setattr("evalkit.runs.hf.load_hf_model", lambda spec: pytest.fail("the model was loaded"))
+    assert evaluate("toy_mc", limit=4) == rows
+    assert "nothing was computed again" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_same_path_are_refused_in_an_unfinished_run(tasks_dir, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    spec = make_spec(None, {"model": str(model), "tasks": "toy_mc", "tasks_dir": tasks_dir, "out": tmp_path / "run"})
+    run(spec)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    save_tiny_model(tmp_path / "model", seed=1)
+    with pytest.raises(SpecError, match="begun with other weights"):
+        run(spec)
+
+
+def test_two_models_that_share_a_journal_share_no_answer(tiny_model, tasks_dir, tmp_path):
+    from evalkit.runs.hf import JournaledLM, load_hf_model
+    from evalkit.runs.journal import Journal
+    from evalkit.runs.provenance import fingerprint_model
+
+    keys = set()
+    for seed in (0, 1):
+        folder = save_tiny_model(tmp_path / "model", seed=seed)
+        spec = make_spec(None, {"model": str(folder), "tasks": "toy_mc", "out": tmp_path / "run", "device": "cpu"})
+        keys.add(fingerprint_model(spec.model, load_hf_model(spec)).answer_key("cpu"))
+    assert len(keys) == 2
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        from lm_eval.api.instance import Instance
+
+        backend = load_hf_model(spec)
+        requests = [Instance("loglikelihood", {}, ("a", " b"), 0, ("t", 0, 1))]
+        for key in keys:
+            lm = JournaledLM(backend, journal, key, lambda: None)
+            lm.loglikelihood(requests)
+            assert lm.n_from_journal == 0
+
+
+def test_generated_code_is_not_executed_without_consent(evaluate, tmp_path):
+    with pytest.raises(TaskError, match="toy_unsafe: the task executes code"):
+        evaluate("toy_unsafe")
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_cannot_be_loaded_are_one_line(tmp_path, tiny_model, tasks_dir):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    broken = save_tiny_model(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for model, message in {
+        str(tmp_path / "none"): "there is no such folder",
+        str(tmp_path / "empty"): "holds no checkpoint",
+        str(tmp_path / "file"): "this is a file",
+        str(broken): "the model cannot be loaded",
+        "someone/no-such-model": "the model cannot be loaded",
+    }.items():
+        with pytest.raises(ModelError, match=message) as error:
+            run(make_spec(None, {"model": model, "tasks": "toy_mc", "tasks_dir": tasks_dir, "out": tmp_path / "run"}))
+        assert "\n" not in str(error.value)
+        assert model in str(error.value)
+    assert not (tmp_path / "run" / "samples.parquet").exists()
+
+
+def test_the_samples_table_has_the_schema(evaluate, tmp_path):
+    evaluate("toy_mc", limit=2)
+    data = tables.read(tmp_path / "run" / "samples.parquet", tables.SAMPLES)
+    assert data.schema.field("score").type == pa.float64()
