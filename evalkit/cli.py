@@ -185,7 +185,7 @@ def list_tasks(
 
 @app.command(
     cls=ManyValues,
-    epilog="Example: evalkit audit --corpus 'data/**/*.jsonl.zst' --benchmark gen_tables items.jsonl --out audits/v3",
+    epilog="Example: evalkit audit --corpus 'data/**/*.jsonl.zst' --benchmark gen_tables items.jsonl --out leaks/v3",
 )
 def audit(
     corpus: Annotated[
@@ -246,7 +246,7 @@ def _benchmarks(names: list[str], tasks_dir: Path | None, data: Path | None, see
     return files + [from_task(name, task) for name, task in loaded.tasks.items()]
 
 
-@app.command(epilog="Example: evalkit compare runs/base runs/quantised --audit audits/data-v3")
+@app.command(epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3")
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
     run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
@@ -280,7 +280,7 @@ def compare(
         render(comparison, _console())
 
 
-@app.command(epilog="Example: evalkit report runs/base runs/quantised --audit audits/data-v3 -o report.html")
+@app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 -o report.html")
 def report(
     run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
     run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],

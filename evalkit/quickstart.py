@@ -70,7 +70,9 @@ def quickstart(out: Path, *, limit: int, console: Any) -> Path:
 
     begun = time.monotonic()
     story = _Story(console)
-    runs = [_evaluate(story, model, out / "runs" / model.name, limit) for model in _make_models(story, out)]
+    models = _make_models(story, out)
+    story.step(f"2. Evaluate both on {limit} items of each of {', '.join(TASKS)}")
+    runs = [_evaluate(story, model, out / "runs" / model.name, limit) for model in models]
     planted = _make_corpus(story, out / "corpus", runs[0])
     audited = _audit(story, out, planted)
     story.step("5. Compare: is the quantised model worse, on all items and on the clean ones?")
@@ -105,7 +107,6 @@ def _evaluate(story: _Story, model: Path, out: Path, limit: int) -> Path:
     from evalkit.runs.evaluate import run
     from evalkit.runs.spec import make_spec
 
-    story.step(f"2. Evaluate {model.name} on {limit} items of each of {', '.join(TASKS)}")
     story.command("run", "--model", model, "--tasks", ",".join(TASKS), "--limit", limit, "--out", out)
     result = run(make_spec(None, {"model": str(model), "tasks": ",".join(TASKS), "limit": limit, "out": out}))
     for row in result.to_frame().drop_duplicates("task").itertuples():

@@ -60,6 +60,8 @@ def load_rules(names: Sequence[str]) -> list[Rule]:
     SpecError
         A name is unknown, a file is not a rule, or two rules have the same name.
     """
+    if not names:
+        raise SpecError("no rule was named", where="--rule", do=f"Known rules: {', '.join(rule_names())}")
     rules = [_load(name) for name in dict.fromkeys(names)]
     seen: set[str] = set()
     for rule in rules:
