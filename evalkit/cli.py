@@ -392,8 +392,14 @@ def main() -> None:
     except EvalkitError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        # A full disk, a folder without permission: the machine's trouble, not a bug of ours.
+        if error.errno is None or error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        typer.echo("interrupted (evalkit run goes on where it stopped when you give the same command)", err=True)
         sys.exit(130)
 
 

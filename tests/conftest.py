@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the real data that lie outside the project."""
+"""Fixtures for all tests: the real data that lie outside the project, and the real model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from evalkit.errors import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,3 +21,16 @@ def data_dir() -> Path:
         reason = f"the real data are absent: set EVALKIT_DATA (looked in {folder})"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """SmolLM2-135M-Instruct as an ordinary checkpoint, made once and kept outside the project."""
+    from evalkit.runs.demo_model import save_demo_model
+
+    cache = Path(os.environ.get("EVALKIT_TEST_CACHE", Path.home() / ".cache" / "evalkit-tests"))
+    folder = cache / "smollm2-135m"
+    try:
+        return folder if folder.is_dir() else save_demo_model(folder)
+    except ModelError as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.reports.runs import write_run
+
 COMMANDS = ["run", "tasks", "audit", "compare", "report", "quickstart"]
 
 
@@ -93,6 +95,16 @@ def test_mistakes_are_one_line_that_says_what_where_and_what_to_do(corpus):
     assert "no-such-model" in mistake(missing)
     assert "not-a-run" in mistake(evalkit("compare", "not-a-run", "not-a-run", cwd=corpus))
     assert "not-a-run" in mistake(evalkit("report", "not-a-run", "not-a-run", cwd=corpus))
+
+
+def test_a_comparison_prints_json_or_a_table_and_the_report_is_a_page(tmp_path):
+    a = write_run(tmp_path / "a", {("t", f"{n}"): 1.0 for n in range(30)}, name="base")
+    b = write_run(tmp_path / "b", {("t", f"{n}"): float(n % 2) for n in range(30)}, name="q4")
+    assert json.loads(evalkit("compare", a, b, "--json").stdout)["verdict"] == {"all": "worse"}
+    assert "On all 30 items, q4 is worse than base" in evalkit("compare", a, b).stdout
+    done = evalkit("report", a, b, "-o", tmp_path / "page" / "report.html")
+    assert done.stdout.strip() == (tmp_path / "page" / "report.html").as_uri()
+    assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_tasks_are_listed_by_pattern():

@@ -152,8 +152,12 @@ def _check_target(out: Path, benchmarks: Sequence[Benchmark], overwrite: bool) -
     """Refuse to overwrite unasked, and benchmarks that could not be told apart in the tables."""
     if (out / RECORD).exists() and not overwrite:
         raise SpecError("the directory already holds an audit", where=str(out), do="Give another --out, or --overwrite")
-    if out.exists() and not out.is_dir():
-        raise SpecError("this is a file, not a directory", where=str(out), do="Give another --out")
+    try:  # before hours of scanning, not after
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"the directory cannot be made ({error.strerror})", where=str(out), do="Give another --out"
+        ) from None
     names = [benchmark.name for benchmark in benchmarks]
     for name in names:
         if names.count(name) > 1:

@@ -156,7 +156,10 @@ def _fields(row: Mapping[str, Any]) -> dict[str, str]:
     texts = [one for one in answers if isinstance(one, str)]
     if texts:
         fields["answer"] = "\n".join(texts)
-    for number, choice in enumerate(row.get("choices") or ()):
+    choices = row.get("choices") or ()
+    if isinstance(choices, Mapping):  # as ARC has them: {"text": [...], "label": [...]}
+        choices = choices.get("text") or ()
+    for number, choice in enumerate(choices):
         if isinstance(choice, str):
             fields[f"choice_{number}"] = choice
     return fields

@@ -296,6 +296,31 @@ def test_a_file_benchmark_has_lm_evals_hashes_and_its_fields(tmp_path):
     assert dict(benchmark.items[1].fields) == {"question": "R?", "answer": "free"}
 
 
+def test_choices_may_be_written_as_arc_writes_them(tmp_path):
+    path = tmp_path / "arc.jsonl"
+    path.write_text('{"question": "Q?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answer": "B"}\n')
+    assert dict(from_file(path).items[0].fields) == {
+        "question": "Q?",
+        "answer": "B",
+        "choice_0": "one",
+        "choice_1": "two",
+    }
+
+
+def test_an_empty_corpus_file_is_a_corpus_without_documents(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    shards = find_shards([str(tmp_path / "empty.jsonl")])
+    result = audit(shards, [benchmark_of(["What is love"])], load_rules(["llama3"]), tmp_path / "audit")
+    assert (result.n_documents, result.n_matches, result.n_bad_rows) == (0, 0, 0)
+    assert {row["label"] for row in read(result, tables.ITEMS)} == {"clean"}
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_scan(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SpecError, match="the directory cannot be made"):
+        audit([], [benchmark_of(["What is love"])], load_rules(["llama3"]), tmp_path / "file" / "audit")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

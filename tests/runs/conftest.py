@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-from pathlib import Path
 
 import pytest
 import yaml
 
-from evalkit.errors import ModelError
-
 WORDS = ["apple", "bridge", "cloud", "river", "stone", "winter", "garden", "letter", "copper", "violet"]
-
-
-@pytest.fixture(scope="session")
-def demo_model():
-    """SmolLM2-135M-Instruct as an ordinary checkpoint, made once and kept outside the project."""
-    from evalkit.runs.demo_model import save_demo_model
-
-    cache = Path(os.environ.get("EVALKIT_TEST_CACHE", Path.home() / ".cache" / "evalkit-tests"))
-    folder = cache / "smollm2-135m"
-    try:
-        return folder if folder.is_dir() else save_demo_model(folder)
-    except ModelError as error:
-        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
 
 
 def save_tiny_model(folder, *, seed=0):
