@@ -96,6 +96,7 @@ def run(
         int | None, typer.Option(help="Seed of the generated tasks: a new one is a test set nobody has seen.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate N items of each task: a seeded random subset.")] = None,
+    subset_seed: Annotated[int | None, typer.Option(help="Seed of that subset, the same for all models.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Sample K answers for each item; all are scored.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Run seeds, comma-separated: few-shot draw and sampling.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Worked examples in each prompt.")] = None,
@@ -133,6 +134,7 @@ def run(
         "data": data,
         "task_seed": task_seed,
         "limit": limit,
+        "subset_seed": subset_seed,
         "repeats": repeats,
         "seeds": seeds,
         "num_fewshot": num_fewshot,

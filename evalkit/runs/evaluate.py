@@ -106,6 +106,7 @@ def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
     _configure(loaded, spec)
     from evalkit.runs.hf import load_hf_model
 
+    say(f"loading {spec.model}")
     backend = load_hf_model(spec)
     model = fingerprint_model(spec.model, backend)
     _check_same_model(spec, model)
