@@ -43,7 +43,9 @@ def notes(comparison: Comparison) -> list[str]:
         if any(left_out.values()):
             counts = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
             found.append(f"{task.task}: not compared: {counts}")
-        found.extend(f"{task.task}: {warning}" for warning in task.subsets["all"].difference.warnings)
+        everything = task.subsets["all"]
+        of_test = everything.test.warnings if everything.test else ()
+        found.extend(f"{task.task}: {warning}" for warning in (*everything.difference.warnings, *of_test))
     if comparison.rule:
         found.append(f"clean items (rule {comparison.rule}) are not a random sample of all items: the question changes")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -381,7 +382,7 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: float(value)
         for key, value in scores.items()
-        if "," in key and "_stderr," not in key and isinstance(value, int | float)
+        if "," in key and "_stderr," not in key and isinstance(value, numbers.Real)
     }
 
 

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 
 from evalkit.errors import CompareError, TableError
 from evalkit.reports.comparison import compare
+from evalkit.reports.terminal import notes
 from tests.reports.runs import write_audit, write_run
 
 
@@ -113,6 +114,19 @@ def test_tasks_have_equal_weight_in_the_overall_difference(tmp_path):
     assert found.overall["all"].difference.estimate == pytest.approx(0.45)
     assert found.overall["all"].n_items == 110
     assert [name for name, _ in found.results()] == ["s", "t", "overall"]
+
+
+def test_clusters_are_told_beside_a_p_value_that_does_not_know_them(tmp_path):
+    values = {("t", f"{n}"): float(n % 2) for n in range(60)}
+    other = {("t", f"{n}"): float(n % 3 > 0) for n in range(60)}
+    by_table = {"cluster": lambda task, doc_hash: f"table {int(doc_hash) // 2}"}
+    found = compare(write_run(tmp_path / "a", values, **by_table), write_run(tmp_path / "b", other, **by_table))
+    assert "t: items of one cluster are not independent, so p is too small" in notes(found)
+
+
+def test_scores_that_are_no_proportions_are_told(tmp_path):
+    a, b = write_run(tmp_path / "a", scores("t", range(9))), write_run(tmp_path / "b", scores("t", range(1, 10)))
+    assert any("the scores are no proportions" in warning for warning in compare(a, b).warnings)
 
 
 def test_what_is_missing_is_counted(tmp_path):
