@@ -223,7 +223,7 @@ def compare(
             if not allow_different_prompts:
                 raise CompareError(problem, where=f"task {task}", do="Run both alike, or --allow-different-prompts")
             warnings.append(f"{task}: {problem}")
-        if not pairs[["score_a", "score_b"]].stack().between(0, 1).all():
+        if not (pairs.score_a.between(0, 1) & pairs.score_b.between(0, 1)).all():
             warnings.append(f"{task}: the scores are no proportions; all figures shown are a hundred times the score")
         pairs = pairs.assign(status=_status(pairs, labels))
         tasks.append(_compare_task(a, task, metric, pairs, counts, confidence_level))
