@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from evalkit.errors import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The first example may compile a kernel, and machines of others are busy: time limits belong to benchmarks.
+settings.register_profile("evalkit", deadline=None)
+settings.load_profile("evalkit")
 
 
 @pytest.fixture(scope="session")
