@@ -314,6 +314,36 @@ def report(
     typer.echo(out.resolve().as_uri())
 
 
+@app.command(epilog="Example: evalkit diff runs/monday runs/tuesday")
+def diff(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show every setting in which two runs differ, the likeliest to change scores first."""
+    from evalkit.runs.difference import diff_runs
+
+    found = diff_runs(run_a, run_b)
+    if as_json:
+        _print_json([vars(one) for one in found])
+        return
+    if not found:
+        typer.echo("no difference")
+        return
+    table = _table("about", "field", "A", "B")
+    for one in found:
+        table.add_row(one.about, one.field, *(_shortened(value) for value in (one.a, one.b)))
+    _console().print(table)
+
+
+def _shortened(value: Any) -> str:
+    """Show a value in at most 30 characters: the ends tell long hashes and paths apart."""
+    from rich.markup import escape
+
+    text = "none" if value is None else str(value)
+    return escape(text if len(text) <= 30 else f"{text[:12]}\u2026{text[-17:]}")
+
+
 @app.command(epilog="Example: evalkit quickstart --out my-first-comparison")
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the models, runs, corpus, audit and report.")] = Path(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.reports.runs import write_run
 
-COMMANDS = ["run", "tasks", "audit", "compare", "report", "quickstart"]
+COMMANDS = ["run", "tasks", "audit", "compare", "report", "diff", "quickstart"]
 
 
 def evalkit(*arguments, cwd=None):
