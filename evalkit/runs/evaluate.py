@@ -97,7 +97,10 @@ def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
     """
     if (finished := _prepare_directory(spec, overwrite=overwrite)) is not None:
         return finished
-    # Tasks first: a wrong name is found in a second, before gigabytes of weights are read.
+    from evalkit.runs.hf import check_model_path, load_hf_model
+
+    # A wrong path or name is found in a second, before gigabytes of weights are read.
+    check_model_path(spec.model)
     loaded = load_tasks(
         spec.tasks,
         tasks_dirs=(spec.tasks_dir,) if spec.tasks_dir else (),
@@ -105,8 +108,6 @@ def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
         task_seed=spec.task_seed,
     )
     _configure(loaded, spec)
-    from evalkit.runs.hf import load_hf_model
-
     say(f"loading {spec.model}")
     backend = load_hf_model(spec)
     model = fingerprint_model(spec.model, backend)

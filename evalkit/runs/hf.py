@@ -21,9 +21,8 @@ def load_hf_model(spec: RunSpec) -> Any:
     Raises
     ------
     ModelError
-        There is no such folder, it holds no checkpoint, or the name cannot be had from the hub.
+        The checkpoint is not whole, or the name cannot be had from the hub.
     """
-    _check_path(spec.model)
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
@@ -56,8 +55,14 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _check_path(model: str) -> None:
-    """Tell a missing folder from a name on the hub before transformers asks the network about it."""
+def check_model_path(model: str) -> None:
+    """Tell a missing folder from a name on the hub before transformers asks the network about it.
+
+    Raises
+    ------
+    ModelError
+        It is written like a path and there is nothing, or what is there is no checkpoint folder.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
