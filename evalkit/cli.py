@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from evalkit.errors import EvalkitError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from evalkit.contamination.audit import AuditResult
     from evalkit.contamination.benchmarks import Benchmark
+    from evalkit.contamination.clean import CleanResult
+    from evalkit.contamination.findings import AuditResult
+    from evalkit.contamination.semantic.audit import SemanticResult
+    from evalkit.contamination.semantic.judge import Judge
+    from evalkit.contamination.verify import Verification
+    from evalkit.reports.contamination import ScoreSplits
     from evalkit.runs.evaluate import RunResult
     from evalkit.runs.spec import RunSpec
 
@@ -29,7 +34,17 @@ EXIT_USER_ERROR = 2
 _TRANSFORMERS = "Transformers in this process"
 _SERVING = "Serving"
 
+
+class AllCommands(TyperGroup):
+    """The commands in the order in which they are used; typer would list those with subcommands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands: those that make what the others read come first."""
+        return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "tasks", "audit"))
+
+
 app = typer.Typer(
+    cls=AllCommands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,25 +55,53 @@ app = typer.Typer(
 )
 
 
-class ManyValues(TyperCommand):
-    """A command whose repeatable options take several values at once: `--corpus a b` is `--corpus a --corpus b`.
+_MANY = ("--corpus", "--benchmark", "--rule", "--perplexity", "--run")
+"""Repeatable options that take several values at once: `--corpus a b` is `--corpus a --corpus b`."""
+
+
+def _repeat_options(args: list[str]) -> list[str]:
+    """Repeat an option that takes many values before each of them.
 
     A shell expands an unquoted glob into several words; without this the second word would be an error.
     """
+    repeated: list[str] = []
+    current = None
+    for position, word in enumerate(args):
+        if word.startswith("-") and word != "-":
+            current = word if word in _MANY else None
+        elif current is not None and args[position - 1] != current:
+            repeated.append(current)
+        repeated.append(word)
+    return repeated
 
-    many = ("--corpus", "--benchmark", "--rule", "--perplexity")
+
+class ManyValues(TyperCommand):
+    """A command with options that take many values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its values, then parse as usual."""
-        repeated: list[str] = []
-        current = None
-        for position, word in enumerate(args):
-            if word.startswith("-") and word != "-":
-                current = word if word in self.many else None
-            elif current is not None and args[position - 1] != current:
-                repeated.append(current)
-            repeated.append(word)
-        result: list[str] = super().parse_args(ctx, repeated)
+        result: list[str] = super().parse_args(ctx, _repeat_options(args))
+        return result
+
+
+class WithSubcommands(TyperGroup):
+    """A command that has subcommands besides: `audit --corpus ...` and `audit show DIR`.
+
+    A subcommand follows right after the command's name, and takes none of its options, not even the required ones.
+    """
+
+    allow_extra_args = False
+    allow_interspersed_args = True
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Be a mere group of the subcommands when a name comes first."""
+        if not args or args[0].startswith("-"):
+            return super().make_context(info_name, args, parent, **extra)
+        return TyperGroup(name=self.name, commands=dict(self.commands)).make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, then parse as usual."""
+        result: list[str] = super().parse_args(ctx, _repeat_options(args))
         return result
 
 
@@ -328,13 +371,48 @@ def list_tasks(
     _console().print(table)
 
 
-@app.command(
-    cls=ManyValues,
+audit_commands = typer.Typer()
+app.add_typer(audit_commands, name="audit")
+
+_REWRITTEN = "Rewritten items"
+SemanticModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the sentence-embedding model; default: all-MiniLM-L6-v2.",
+        rich_help_panel=_REWRITTEN,
+    ),
+]
+SemanticSampleOption = Annotated[
+    float,
+    typer.Option(
+        help="Share of the documents to search; items not found in a sample are unknown.", rich_help_panel=_REWRITTEN
+    ),
+]
+JudgeUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="An OpenAI-compatible server that decides on each shortlisted pair; its key is read from OPENAI_API_KEY.",
+        rich_help_panel=_REWRITTEN,
+    ),
+]
+JudgeModelOption = Annotated[
+    str | None, typer.Option(help="The judge's name on that server.", rich_help_panel=_REWRITTEN)
+]
+
+
+@audit_commands.callback(
+    cls=WithSubcommands,
+    invoke_without_command=True,
+    subcommand_metavar="| COMMAND ...",
     epilog="Example: evalkit audit --corpus 'data/**/*.jsonl.zst' --benchmark gen_tables items.jsonl --out leaks/v3",
 )
 def audit(
     corpus: Annotated[
-        list[str], typer.Option(help="Corpus files: globs, files or folders (.jsonl, .jsonl.gz, .jsonl.zst, .parquet).")
+        list[str],
+        typer.Option(
+            help="Corpus: files, folders, globs, addresses (s3://, https://, ...) of JSON lines, also compressed, "
+            "Parquet or Arrow files; hf:NAME for a data set."
+        ),
     ],
     benchmark: Annotated[
         list[str], typer.Option(help="Task names (also globs), or files of items (id, question, answer, choices).")
@@ -343,6 +421,12 @@ def audit(
     rule: Annotated[
         list[str] | None, typer.Option(help="Rules by name or YAML file, or all; default: gpt3-clean and llama3.")
     ] = None,
+    fuzzy: Annotated[
+        bool, typer.Option("--fuzzy", help="Also apply the rule fuzzy: items with inserted, deleted or replaced words.")
+    ] = False,
+    keep_boilerplate: Annotated[
+        bool, typer.Option("--keep-boilerplate", help="Count phrases that many items share, or that are common, too.")
+    ] = False,
     fields: Annotated[
         str | None,
         typer.Option(help="Columns of files of items: question=COLUMN,answer=COLUMN, or a benchmark's name."),
@@ -358,6 +442,19 @@ def audit(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in the directory.")] = False,
+    run: Annotated[
+        list[str] | None, typer.Option(help="Run directories: also say what the found items do to their scores.")
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="Also write the corpus here, as the rules say (audit clean has more options).")
+    ] = None,
+    semantic: Annotated[
+        bool, typer.Option("--semantic", help="Also look for rewritten items, as `audit semantic` does.")
+    ] = False,
+    semantic_model: SemanticModelOption = None,
+    semantic_sample: SemanticSampleOption = 1.0,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look for benchmark items in training data.
@@ -366,27 +463,351 @@ def audit(
     listed in bad_rows.jsonl.
     """
     from evalkit.contamination.audit import audit as scan
-    from evalkit.contamination.rules import DEFAULT_RULES, load_rules
+    from evalkit.contamination.rules import DEFAULT_RULES, FUZZY, load_rules
     from evalkit.corpora.shards import find_shards
     from evalkit.engines import LocalEngine
+    from evalkit.errors import SpecError
+    from evalkit.progress import say
 
-    rules = load_rules(rule or DEFAULT_RULES)
+    runs = [Path(one) for one in run or ()]
+    if runs:  # before hours of scanning, not after
+        from evalkit.reports.inputs import load_run
+
+        for directory in runs:
+            load_run(directory)
+    rules = load_rules([*(rule or DEFAULT_RULES), *([FUZZY] if fuzzy else [])])
+    shards = find_shards(corpus)
+    if clean:
+        from evalkit.contamination.clean import actions_of, check_target
+
+        actions_of([vars(one) for one in rules])
+        check_target(clean, shards, overwrite=overwrite)
+    judge = _judge(judge_url, judge_model, concurrency=None)
+    if semantic:
+        from evalkit.contamination.semantic.audit import check_options
+
+        check_options(semantic_model, semantic_sample)
+    elif judge or semantic_model or semantic_sample != 1.0:
+        raise SpecError("an option of --semantic is given without it", where="--semantic", do="Give it, too")
     result = scan(
-        find_shards(corpus),
+        shards,
         _benchmarks(benchmark, fields, tasks_dir, data, task_seed),
         rules,
         out,
         text_column=text_column or "text",
         id_column=id_column,
+        keep_boilerplate=keep_boilerplate,
+        overwrite=overwrite,
+        engine=LocalEngine(workers),
+    )
+    if not as_json:
+        _print_audit(result)
+    rewritten = None
+    if semantic:
+        say(f"the audit is complete; should the search for rewritten items end, `evalkit audit semantic {out}` goes on")
+        rewritten = _semantic(out, semantic_model, semantic_sample, judge, LocalEngine(workers))
+        if not as_json:
+            _print_semantic(rewritten)
+    splits = _score_splits(out, runs) if runs else None
+    if splits and not as_json:
+        _print_splits(splits)
+    cleaned = _clean(out, clean, overwrite=overwrite, engine=LocalEngine(workers)) if clean else None
+    if as_json:
+        more = {"semantic": rewritten, "score_split": splits, "clean": cleaned}
+        _print_json({**result.to_dict(), **{name: one.to_dict() for name, one in more.items() if one}})
+    elif cleaned:
+        _print_clean(cleaned)
+    if result.n_bad_rows > allow_bad_rows:
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+@audit_commands.command(
+    name="show",
+    epilog="Example: evalkit audit show leaks/v3 --rule llama3   One item: evalkit audit show leaks/v3 --item 9f2c41  "
+    "One document: evalkit audit show leaks/v3 --document part-0.jsonl.zst:4711",
+)
+def show_matches(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An audit directory.")],
+    item: Annotated[
+        str | None, typer.Option(help="Only this item: doc_id, doc_hash, or the beginning of the hash.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Only items of this benchmark.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Only what this rule finds dirty.")] = None,
+    document: Annotated[
+        str | None, typer.Option(metavar="FILE:ROW", help="Only this document, or (FILE) only this file.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Show at most N; default: all on a terminal, 10 elsewhere.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="Characters around what is shared.")] = 300,
+) -> None:
+    """Show what corpus and benchmark have in common: each document beside the item, the shared text marked.
+
+    The largest shares come first. On a terminal, Enter shows the next, p the previous, q ends. Exit code 1 means that
+    a document could not be read, or has changed since the audit.
+    """
+    from evalkit.contamination.pairs import find_pairs
+    from evalkit.contamination.record import open_audit
+    from evalkit.contamination.show import Viewer
+
+    audit = open_audit(directory)
+    pairs = find_pairs(audit, item=item, benchmark=benchmark, rule=rule, document=document)
+    console, is_terminal = _console(), sys.stdin.isatty() and sys.stdout.isatty()
+    n_shown = min(len(pairs), n or (len(pairs) if is_terminal else 10))
+    viewer = Viewer(audit, pairs, console, context=context)
+    if is_terminal:
+        viewer.step_through(n_shown)
+    else:
+        for number in range(n_shown):
+            viewer.show(number)
+    if not len(pairs):
+        typer.echo("nothing: the corpus and the benchmark have no such text in common")
+    elif n_shown < len(pairs):
+        typer.echo(f"{len(pairs) - n_shown:,} more; --n {len(pairs)} shows all")
+    if viewer.n_unreadable:
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+@audit_commands.command(
+    name="clean",
+    cls=ManyValues,
+    epilog="Example: evalkit audit clean leaks/v3 --to data-v3-clean   Whole documents, by one rule: "
+    "evalkit audit clean leaks/v3 --to data-v3-clean --rule llama3 --action drop",
+)
+def clean_corpus(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An audit directory; its corpus must be there.")],
+    to: Annotated[Path, typer.Option(help="The folder to write: new or empty, and outside of the corpus.")],
+    rule: Annotated[list[str] | None, typer.Option(help="Rules of the audit that decide; default: all.")] = None,
+    action: Annotated[
+        str, typer.Option(help="Flagged documents: drop them, cut the matches out, or what each rule says (rule).")
+    ] = "rule",
+    context: Annotated[int, typer.Option(help="Characters cut on each side of a match.")] = 200,
+    min_piece: Annotated[int, typer.Option(help="Pieces with fewer characters are dropped.")] = 200,
+    max_pieces: Annotated[int, typer.Option(help="A document that falls into more pieces is dropped.")] = 10,
+    pieces: Annotated[
+        str | None,
+        typer.Option(help="A row for each piece (rows), or one row (join); default: rows where the text is one field."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a clean corpus in --to.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an audited corpus anew without the flagged documents, or with the matches cut out of them.
+
+    Files keep their names, formats and compression; clean.json beside them counts what became of the documents. A
+    killed run goes on when the same command is given again.
+    """
+    from evalkit.contamination.cutting import Cutting
+    from evalkit.engines import LocalEngine
+
+    result = _clean(
+        directory,
+        to,
+        rules=rule or None,
+        action=action,
+        cutting=Cutting(context, min_piece, max_pieces),
+        pieces=pieces,
         overwrite=overwrite,
         engine=LocalEngine(workers),
     )
     if as_json:
         _print_json(result.to_dict())
     else:
-        _print_audit(result)
-    if result.n_bad_rows > allow_bad_rows:
+        _print_clean(result)
+
+
+def _clean(directory: Path, to: Path, **options: Any) -> CleanResult:
+    from evalkit.contamination.clean import clean
+
+    return clean(directory, to, **options)
+
+
+@audit_commands.command(
+    name="verify",
+    epilog="Example: evalkit audit verify leaks/v3   All of it: evalkit audit verify leaks/v3 --sample 9999 --hash all",
+)
+def verify_audit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An audit directory.")],
+    sample: Annotated[int, typer.Option(min=0, help="Matches to check, drawn at random.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another sample.")] = 0,
+    hashed: Annotated[
+        str, typer.Option("--hash", help="Files whose contents are compared: sampled (with a match), all or none.")
+    ] = "sampled",
+    as_json: JsonOption = False,
+) -> None:
+    """Check an audit against its corpus: are the files the same, and do a sample of the matches stand where it says?
+
+    Exit code 1 means that something is not as the audit says.
+    """
+    from evalkit.contamination.verify import verify
+
+    result = verify(directory, n=sample, seed=seed, hashed=hashed)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_verification(result)
+    if not result.ok:
         raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+@audit_commands.command(
+    "judge", cls=ManyValues, epilog="Example: evalkit audit judge leaks/v3 --rule palm mine.yaml --out leaks/v3-palm"
+)
+def judge_again(
+    directory: Annotated[Path, typer.Argument(help="A complete audit.")],
+    rule: Annotated[list[str], typer.Option(help="Rules by name or YAML file, or all.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The audit directory to write; default: what is there is replaced.")
+    ] = None,
+    keep_boilerplate: Annotated[
+        bool, typer.Option("--keep-boilerplate", help="Count phrases that many items share, or that are common, too.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply other rules to what an audit has recorded, without reading the corpus again."""
+    from evalkit.contamination.audit import judge
+    from evalkit.contamination.rules import load_rules
+
+    result = judge(directory, load_rules(rule), out, keep_boilerplate=keep_boilerplate, overwrite=overwrite)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_audit(result)
+
+
+@audit_commands.command(
+    "semantic",
+    epilog="Example: evalkit audit semantic leaks/v3   With a judge: evalkit audit semantic leaks/v3 --judge-url "
+    "http://localhost:8000 --judge-model qwen3-32b",
+)
+def find_rewritten(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A complete audit; its corpus must be there.")],
+    semantic_model: SemanticModelOption = None,
+    semantic_sample: SemanticSampleOption = 1.0,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Questions in flight; default: adapts.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find an audit's items in other words, by rare words, sentence embeddings and perhaps a judge.
+
+    What is found is added to the audit as the rule `semantic`. A killed search goes on when the command is given again.
+    Exit code 1 means that the judge did not answer on some pairs; the same command asks again.
+    """
+    from evalkit.engines import LocalEngine
+
+    judge = _judge(judge_url, judge_model, concurrency=concurrency)
+    result = _semantic(directory, semantic_model, semantic_sample, judge, LocalEngine(workers))
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_semantic(result)
+    if result.n_unclear:
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _semantic(directory: Path, model: str | None, sample: float, judge: Judge | None, engine: Any) -> SemanticResult:
+    from evalkit.contamination.semantic.audit import audit_semantic
+
+    return audit_semantic(directory, model=model, sample=sample, judge=judge, engine=engine)
+
+
+def _judge(url: str | None, model: str | None, *, concurrency: int | None) -> Judge | None:
+    """The judge model that the options name, if any; it must answer now."""
+    from evalkit.errors import SpecError
+
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        raise SpecError("a judge needs both an address and a name", where="--judge-url, --judge-model", do="Give both")
+    from functools import partial
+
+    from evalkit.contamination.semantic.judge import Judge
+    from evalkit.runs.chat import ask_all, check_model
+
+    check_model(url, model)
+    return Judge(f"{model} at {url}", partial(ask_all, base_url=url, model=model, concurrency=concurrency))
+
+
+def _print_semantic(result: SemanticResult) -> None:
+    """Print which items are in the corpus in other words."""
+    from rich.markup import escape
+
+    table = _table("benchmark", "rule", "items", "dirty", "unknown", "too short", "documents", title="Rewritten items")
+    for one in result.summaries:
+        counts = (one.n_items, one.n_dirty, one.n_unknown, one.n_too_short, one.n_documents)
+        table.add_row(escape(one.benchmark), "semantic", *(f"{n:,}" for n in counts))
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{result.n_searched:,} of {result.n_documents:,} documents searched, {result.n_windows:,} windows, "
+        f"{result.n_kept:,} with an item's rare words, {result.n_embedded:,} different ones embedded, "
+        f"{result.seconds:.1f} s",
+        markup=False,
+    )
+    if result.sample < 1:
+        console.print("only a sample was searched: items that are not found in it are unknown, not clean", markup=False)
+    if result.n_judged:
+        console.print(
+            f"{result.n_judged:,} pairs judged; on {result.n_unclear:,} the judge gave no clear answer", markup=False
+        )
+
+
+@audit_commands.command(cls=ManyValues, epilog="Example: evalkit audit score leaks/v3 --run runs/base runs/step-2000")
+def score(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An audit directory; the corpus is not needed.")],
+    run: Annotated[list[str], typer.Option(help="Run directories.")],
+    rule: Annotated[list[str] | None, typer.Option(help="Rules of the audit; default: all.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(help="Run of a model that has not seen the corpus: its scores are taken off, item by item."),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Of the significant thresholds, choose the one of largest z (ConTAM) or gain (Llama 3).")
+    ] = "z",
+    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    figure: Annotated[Path | None, typer.Option(help="Draw the gain over the threshold: .svg or .png.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the items that an audit found do to the scores of runs.
+
+    The result is also written to score_split.json in the audit directory.
+    """
+    from evalkit.reports.contamination import write_split_figure
+
+    splits = _score_splits(
+        directory,
+        [Path(one) for one in run],
+        rules=rule or None,
+        metric=metric,
+        control=control,
+        criterion=criterion,
+        confidence_level=confidence_level,
+    )
+    if figure:
+        write_split_figure(splits, figure)
+    if as_json:
+        _print_json(splits.to_dict())
+    else:
+        _print_splits(splits)
+
+
+def _score_splits(directory: Path, runs: list[Path], **options: Any) -> ScoreSplits:
+    """Split the runs' scores by an audit, and write the result beside it."""
+    from evalkit.reports.contamination import score_splits, write_splits
+
+    splits = score_splits(runs, directory, **options)
+    write_splits(splits, directory)
+    return splits
+
+
+def _print_splits(splits: ScoreSplits) -> None:
+    from evalkit.reports.contamination import render_splits
+
+    render_splits(splits, _console())
 
 
 def _benchmarks(
@@ -431,6 +852,7 @@ def compare(
 ) -> None:
     """Say whether B is better than A on the items that both answered."""
     from evalkit.reports.comparison import compare as join
+    from evalkit.reports.contamination import score_splits
     from evalkit.reports.terminal import render
 
     comparison = join(
@@ -442,10 +864,20 @@ def compare(
         confidence_level=confidence_level,
         allow_different_prompts=allow_different_prompts,
     )
+    splits = audit and score_splits(
+        [run_a, run_b],
+        audit,
+        rules=[comparison.rule or ""],
+        tasks=[task.task for task in comparison.tasks],
+        metric=metric,
+        confidence_level=confidence_level,
+    )
     if as_json:
-        _print_json(comparison.to_dict())
+        _print_json({**comparison.to_dict(), **({"score_split": splits.to_dict()} if splits else {})})
     else:
         render(comparison, _console())
+        if splits:
+            _print_splits(splits)
 
 
 @app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 -o report.html")
@@ -615,19 +1047,28 @@ def _print_audit(result: AuditResult) -> None:
     """Print what an audit found, what it could not look for, and what it could not read."""
     from rich.markup import escape
 
+    console = _console()
+    for name, n_documents in result.canaries.items():
+        console.print(f"[bold red]canary string of {escape(name)} found[/] in {n_documents:,} documents")
     title = escape(f"Audit: {result.directory}")
     table = _table("benchmark", "rule", "items", "dirty", "of these short", "share", "documents", title=title)
     for one in result.summaries:
         counts = (f"{n:,}" for n in (one.n_items, one.n_dirty, one.n_dirty_short))
         share = f"{one.n_dirty / max(one.n_items, 1):.1%}"
         table.add_row(escape(one.benchmark), escape(one.rule), *counts, share, f"{one.n_documents:,}")
-    console = _console()
     console.print(table)
     if any(one.n_dirty_short for one in result.summaries):
         words = ", ".join(f"{n} for {rule}" for rule, n in {one.rule: one.n for one in result.summaries}.items())
         console.print(
             f"short: of the dirty items, those that are questions shorter than n words (n = {words}) and were found as "
             "a whole; a common phrase is not a leak",
+            markup=False,
+        )
+    if result.n_boilerplate:
+        more = ", ".join(f"{one.n_boilerplate:,} {one.benchmark} by {one.rule}" for one in result.summaries)
+        console.print(
+            f"boilerplate: {result.n_boilerplate:,} matches are phrases that many items share or the corpus often has, "
+            f"and do not count; if they did, more items would be dirty: {more}",
             markup=False,
         )
     for name, rules in _without_text(result).items():
@@ -640,10 +1081,63 @@ def _print_audit(result: AuditResult) -> None:
     )
     if result.n_empty:
         console.print(f"{result.n_empty:,} documents have no text and were not scanned", markup=False)
+    for column in result.columns_without_text:
+        console.print(f"warning: no row has a text in {column}; is the name right?", markup=False)
     if result.n_bad_rows:
-        console.print(f"{result.n_bad_rows:,} rows could not be read (listed in bad_rows.jsonl):", markup=False)
+        kinds = ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in result.n_by_kind.items() if kind != "empty")
+        console.print(f"{result.n_bad_rows:,} rows could not be read (listed in bad_rows.jsonl): {kinds}", markup=False)
         for row in result.bad_rows[:5]:
             console.print(f"  {row.file}, row {row.row}: {row.reason}", markup=False)
+
+
+def _print_verification(result: Verification) -> None:
+    """Print what was checked, and what is not as it should be."""
+    from evalkit.contamination.show import safe
+
+    console, n_unchecked = _console(), result.n_sampled - result.n_right - result.n_wrong
+    console.print(
+        f"matches: {result.n_sampled:,} of {result.n_matches:,} (seed {result.seed}): {result.n_right:,} right, "
+        f"{result.n_wrong:,} wrong{f', {n_unchecked:,} could not be checked' if n_unchecked else ''}\n"
+        f"files: {result.n_files:,}, all sizes compared, the contents of {result.n_hashed:,}"
+        f"{f'; {result.n_without_hash:,} have no fingerprint in the record' if result.n_without_hash else ''}",
+        markup=False,
+    )
+    for problem in result.problems[:20]:
+        row = "" if problem.row is None else f", row {problem.row}"
+        console.print(safe(f"{problem.file}{row}: {problem.what}"), markup=False, soft_wrap=True)
+    if len(result.problems) > 20:
+        console.print(f"{len(result.problems) - 20:,} more problems (--json lists all)", markup=False)
+    console.print("[green]as it was audited[/]" if result.ok else "[bold red]not as it was audited[/]")
+
+
+def _print_clean(result: CleanResult) -> None:
+    """Print what became of the documents, and why."""
+    from rich.markup import escape
+
+    from evalkit.contamination.clean import WHY_DROPPED
+
+    console, totals = _console(), result.totals
+    table = _table("reason", "dropped", "cut", title=escape(f"Clean corpus: {result.directory}"))
+    for reason, counts in result.reasons.items():
+        table.add_row(escape(reason), f"{counts['dropped']:,}", f"{counts['cut']:,}")
+    console.print(table)
+    n_copied = sum(one.is_copy for one in result.files)
+    lines = [
+        f"{totals['n_documents']:,} documents = {totals['n_kept']:,} kept + {totals['n_cut']:,} cut + "
+        f"{totals['n_dropped']:,} dropped",
+        f"{totals['n_documents_out']:,} written = {totals['n_kept']:,} as they were + {totals['n_pieces']:,} made of "
+        "those cut",
+        *(f"{n:,} dropped: {WHY_DROPPED[why]}" for why, n in result.why_dropped.items()),
+        f"{totals['n_characters_removed']:,} characters removed; {len(result.files):,} files, {n_copied:,} of them "
+        f"without a change, {result.seconds:.1f} s",
+    ]
+    if result.n_flagged_kept:
+        rules = ", ".join(rule for rule, action in result.actions.items() if action == "keep")
+        why = f"they are flagged only by rules that keep documents ({rules})"
+        lines.append(f"{result.n_flagged_kept:,} flagged documents stay: {why}")
+    if n_others := totals["n_empty"] + totals["n_bad_rows"]:
+        lines.append(f"{n_others:,} rows without a readable text stay as they were")
+    console.print("\n".join(lines), markup=False)
 
 
 def _without_text(result: AuditResult) -> dict[str, list[str]]:

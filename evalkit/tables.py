@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from evalkit.errors import TableError
 from evalkit.files import atomic_path
 
-VERSION: Final = (1, 1)
+VERSION: Final = (1, 2)
 """Major and minor version of all schemas; a reader refuses a newer major version."""
 
 _NAME_KEY: Final = b"evalkit.table"
@@ -110,7 +110,7 @@ MATCHES: Final = TableSchema(
             ("n_tokens", _int),
             ("coverage", _float),
         ],
-        optional=[("doc_id", _text)],
+        optional=[("doc_id", _text), ("n_edits", _int)],
     ),
     # Several runs of one field can start at the same place of one document when the field repeats itself.
     key=(),

@@ -25,17 +25,23 @@ from evalkit.tasks import doc_hash
 QUESTION: Final = "question"
 """The field that identifies an item: it is looked for however short it is."""
 
+CANARY: Final = "canary"
+"""The only field of a canary string; it is looked for however short it is, and no rule judges it."""
+
 CHOICES, ANSWER, PASSAGE = "choices", "answer", "passage"
+_NAME_COLUMNS: Final = ("id", "task_id", "question_id", "qid", "idx")
+
 FIELDS: Final = (QUESTION, CHOICES, ANSWER, PASSAGE)
 """What a column of a benchmark can be; each choice becomes a field of its own, `choice_0` and so on."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One benchmark item: its hash, by which it meets its scores, and its named texts."""
+    """One benchmark item: its hash, by which it meets its scores, its named texts, and its name in the benchmark."""
 
     doc_hash: str
     fields: Mapping[str, str]
+    doc_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,12 @@ class Benchmark:
 
     def is_code(self, name: str) -> bool:
         """Whether an item's field of this name (`answer`, `choice_0`) holds program code."""
-        return (CHOICES if name.startswith("choice_") else name) in self.code_fields
+        return kind_of_field(name) in self.code_fields
+
+
+def kind_of_field(name: str) -> str:
+    """Which of `FIELDS` an item's field is: each choice (`choice_0`) is one of `choices`."""
+    return CHOICES if name.startswith("choice_") else name
 
 
 class _MisfitError(Exception):
@@ -702,6 +713,14 @@ def _task_row(name: str, task: Any, doc: Any, number: int) -> dict[str, Any]:
     return {QUESTION: question, CHOICES: choices, ANSWER: [*named, *(one for one in targets if isinstance(one, str))]}
 
 
+def _own_name(row: Any) -> str | None:
+    """What the benchmark calls an item, where it has one of the usual columns for that."""
+    if not isinstance(row, Mapping):
+        return None
+    values = (row.get(column) for column in _NAME_COLUMNS)
+    return next((str(value) for value in values if isinstance(value, str | int)), None)
+
+
 def _benchmark(
     name: str,
     source: str,
@@ -713,14 +732,17 @@ def _benchmark(
 ) -> Benchmark:
     """Keep the first of items that are identical, since one hash names one item, and count what they lack."""
     distinct: dict[str, _Texts] = {}
+    names: dict[str, str | None] = {}
     for row, one in zip(rows, texts, strict=True):
-        distinct.setdefault(doc_hash(row), one)
+        key = doc_hash(row)
+        distinct.setdefault(key, one)
+        names.setdefault(key, _own_name(row))
     n_missing = Counter(dict.fromkeys(mapping.columns, 0))
     n_missing.update(name for one in distinct.values() for name in one.missing)
     return Benchmark(
         name=name,
         source=source,
-        items=tuple(Item(key, one.fields) for key, one in distinct.items()),
+        items=tuple(Item(key, one.fields, names[key]) for key, one in distinct.items()),
         n_duplicates=len(rows) - len(distinct),
         definition=definition,
         n_missing=dict(n_missing),

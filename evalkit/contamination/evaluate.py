@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,42 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs of an audit as columns: document (numbered over the whole corpus), field, place, length in tokens."""
+    """All runs of an audit, and after them all near matches, as columns.
 
-    documents: npt.NDArray[np.int64]
-    fields: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-    n_tokens: npt.NDArray[np.int64]
+    Attributes
+    ----------
+    documents, fields
+        The document, numbered over the whole corpus, and the field.
+    places, n_tokens
+        First token of the run in the field, and its length. Of a near match: 0, and the tokens that are not edited.
+    n_skipping, n_in_order, n_document_tokens
+        As in `ShardRuns`; 0 for near matches.
+    n_edits
+        Tokens inserted, deleted or replaced in the copy of the whole field; -1 for runs.
+    similarities
+        Share of the field's weight in the run, or not edited in the near match.
+    starts, ends
+        Place in the document, in characters.
+    """
+
+    documents: Int64
+    fields: Int64
+    places: Int64
+    n_tokens: Int64
+    n_skipping: Int64
+    n_in_order: Int64
+    n_document_tokens: Int64
+    n_edits: Int64
+    similarities: npt.NDArray[np.float64]
+    starts: Int64
+    ends: Int64
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def only(self, which: npt.NDArray[np.bool_]) -> Runs:
+        """Return some of them."""
+        return Runs(**{name: column[which] for name, column in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -56,8 +88,18 @@ class FieldScores:
     counts: npt.NDArray[np.bool_]
 
 
-def evaluate(rule: Rule, index: Index, runs: Runs) -> FieldScores:
-    """Apply `rule` to the runs; the index must have been built for runs of at most `rule.n` tokens."""
+def evaluate(
+    rule: Rule,
+    index: Index,
+    runs: Runs,
+    *,
+    ignored: npt.NDArray[np.bool_] | None = None,
+    overlaps: npt.NDArray[np.float64] | None = None,
+) -> FieldScores:
+    """Apply `rule` to the runs that are not `ignored`; they must have been recorded from `rule.n` tokens or fewer.
+
+    `overlaps` are those of `weighted_overlap`, for a rule with that measure.
+    """
     if rule.n < index.n:
         raise ValueError(f"the scan recorded runs of {index.n} tokens or more; rule {rule.name} needs {rule.n}")
     sizes = index.field_sizes
@@ -66,13 +108,26 @@ def evaluate(rule: Rule, index: Index, runs: Runs) -> FieldScores:
     lengths = ngram_lengths(rule, index)
     assessed = is_wanted & ((sizes >= lengths) | (is_question & (sizes >= rule.shortest_question)))
     needed = sizes if rule.measure == "whole_field" else np.minimum(lengths, sizes)
-    counts = assessed[runs.fields] & (runs.n_tokens >= needed[runs.fields])
+    may_count = assessed[runs.fields] if ignored is None else assessed[runs.fields] & ~ignored
+    is_similarity = rule.measure in _SIMILARITIES or overlaps is not None
+    if is_similarity:
+        similarity = overlaps if overlaps is not None else _SIMILARITIES[rule.measure](runs, sizes, needed)
+        similarity = np.where(may_count, similarity, 0.0)
+        counts = may_count & rule.is_dirty(similarity)
+    else:
+        if rule.measure == "skipgram_coverage":
+            runs = replace(runs, n_tokens=np.maximum(runs.n_tokens, runs.n_skipping))
+        counts = may_count & (runs.n_edits < 0) & (runs.n_tokens >= needed[runs.fields])
     if rule.measure == "substring":
         counts &= _covers_a_sample(rule, index, runs, needed)
-    mine = Runs(runs.documents[counts], runs.fields[counts], runs.places[counts], runs.n_tokens[counts])
+    mine = runs.only(counts)
     best_run = _best_runs(len(sizes), mine.fields, mine.n_tokens, np.flatnonzero(counts))
     longest = np.where(best_run >= 0, np.append(runs.n_tokens, 0)[best_run], 0)
-    contamination = _contamination(rule, sizes, needed, mine, longest)
+    if is_similarity:
+        contamination = np.zeros(len(sizes))
+        np.maximum.at(contamination, runs.fields, similarity)
+    else:
+        contamination = _contamination(rule, sizes, needed, mine, longest)
     pairs = np.unique(np.stack([mine.fields, mine.documents]), axis=1)
     return FieldScores(
         assessed=assessed,
@@ -101,6 +156,28 @@ def ngram_lengths(rule: Rule, index: Index) -> Int64:
     return lengths
 
 
+def _edit_similarity(runs: Runs, sizes: Int64, needed: Int64) -> npt.NDArray[np.float64]:
+    """Share of the field's weight that is not edited, of each run and near match."""
+    # The whole of a field is 1, whatever its sum of weights was rounded to.
+    del needed
+    return np.where(runs.n_tokens == sizes[runs.fields], 1.0, runs.similarities)
+
+
+def _common_subsequence(runs: Runs, sizes: Int64, needed: Int64) -> npt.NDArray[np.float64]:
+    """Longest common subsequence around each run that is long enough, as a share of the shorter text."""
+    counts = (runs.n_edits < 0) & (runs.n_tokens >= needed[runs.fields])
+    in_order = np.maximum(runs.n_in_order, runs.n_tokens)
+    shorter = np.minimum(sizes[runs.fields], np.maximum(runs.n_document_tokens, 1))
+    return np.where(counts, in_order / shorter, 0.0)
+
+
+_SIMILARITIES: Final[Mapping[str, Callable[[Runs, Int64, Int64], npt.NDArray[np.float64]]]] = {
+    "edit_similarity": _edit_similarity,
+    "common_subsequence": _common_subsequence,
+}
+"""Measures that each run or near match has by itself; a field has the largest of them."""
+
+
 def _contamination(rule: Rule, sizes: Int64, needed: Int64, runs: Runs, longest: Int64) -> npt.NDArray[np.float64]:
     """The rule's measure of each field, from the runs that count."""
     if rule.measure in ("any_ngram", "whole_field", "substring"):
@@ -112,10 +189,10 @@ def _contamination(rule: Rule, sizes: Int64, needed: Int64, runs: Runs, longest:
         # The n-grams of a run, by the tokens at which they begin.
         ends, wholes = ends - needed[runs.fields] + 1, sizes - needed + 1
     seen_in = runs.documents if rule.one_document else np.zeros_like(runs.documents)
-    return _largest_union(len(sizes), runs.fields, seen_in, runs.places, ends) / np.maximum(wholes, 1)
+    return largest_union(len(sizes), runs.fields, seen_in, runs.places, ends) / np.maximum(wholes, 1)
 
 
-def _largest_union(n_fields: int, fields: Int64, groups: Int64, begins: Int64, ends: Int64) -> Int64:
+def largest_union(n_fields: int, fields: Int64, groups: Int64, begins: Int64, ends: Int64) -> Int64:
     """Size of the union of the stretches [begin, end) of each field; of its groups, the one with the largest."""
     largest = np.zeros(n_fields, dtype=np.int64)
     if not len(fields):

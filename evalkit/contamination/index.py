@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +14,8 @@ import orjson
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.benchmarks import QUESTION, Benchmark
-from evalkit.contamination.normalise import VERSION, FoldTable, fold_table
+from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold_table
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
 
@@ -23,11 +23,18 @@ from evalkit.files import atomic_path, write_json
 _FILTER_BITS_PER_KEY = 16
 # Few tokens begin a short question; the filter stays in the processor's first cache.
 _FIRST_TOKEN_BITS = 1 << 16
-_INDEX_VERSION: Final = 1
+# A window of a near match that stands in more places is no sign of any of them; it would only cost time.
+_RARE: Final = 32
+SHORTEST_NEAR: Final = 8
+"""Tokens of the shortest field that near matches are looked for; a shorter one is found as a whole, or not at all."""
+
+_INDEX_VERSION: Final = 2
 _DESCRIPTION: Final = "index.json"
+_FOLDS: Final = ("fold", "code_fold")
 _ARRAYS: Final = (
-    *("field_hashes", "field_bounds", "token_sizes", "table_keys", "table_slots", "bitmap", "first_tokens"),
-    *("posting_start", "posting_field", "posting_place", "lengths", "powers"),
+    *("field_hashes", "field_bounds", "token_sizes", "weights", "table_keys", "table_slots", "bitmap"),
+    *("beginnings", "first_tokens", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
+    *("seed_keys", "seed_slots", "seed_start", "seed_field", "seed_place"),
 )
 
 
@@ -39,6 +46,7 @@ class Field:
     item: int
     name: str
     doc_hash: str
+    is_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,18 +63,24 @@ class Index:
         uint64 hashes of all fields' tokens, and the n_fields + 1 bounds of the fields in them.
     token_sizes
         Characters of each of these tokens.
+    weights
+        Inverse document frequency of each of these tokens: ln((N + 1) / df) among the N fields.
     table_keys, table_slots, bitmap
         Open-addressing table of window hashes, and its filter.
+    beginnings
+        Filter of the windows of the longer fields, of `kernels.SEED` tokens, or n where that is less.
     first_tokens
         Filter of the first tokens of the fields that are shorter than n.
     posting_start, posting_field, posting_place
         Where each window occurs: fields and token positions.
     lengths, powers
         Window lengths in the table, ascending, and the hash base to the power of each.
+    seed_keys, seed_slots, seed_start, seed_field, seed_place
+        Table and postings of the rare windows of `kernels.SEED` tokens of the fields that near matches are looked for.
     n_not_indexed
         Fields left out: without a word, or too short to be evidence (fewer than n words and not the question).
-    fold
-        The normalisation, so that all who use the index normalise alike.
+    fold, code_fold
+        The normalisation of text and of code, so that all who use the index normalise alike.
     fingerprint
         sha256 over the fields, n and the version of the normalisation.
     """
@@ -76,17 +90,25 @@ class Index:
     field_hashes: npt.NDArray[np.uint64]
     field_bounds: npt.NDArray[np.int64]
     token_sizes: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
     table_keys: npt.NDArray[np.uint64]
     table_slots: npt.NDArray[np.int64]
     bitmap: npt.NDArray[np.uint64]
+    beginnings: npt.NDArray[np.uint64]
     first_tokens: npt.NDArray[np.uint64]
     posting_start: npt.NDArray[np.int64]
     posting_field: npt.NDArray[np.int64]
     posting_place: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     powers: npt.NDArray[np.uint64]
+    seed_keys: npt.NDArray[np.uint64]
+    seed_slots: npt.NDArray[np.int64]
+    seed_start: npt.NDArray[np.int64]
+    seed_field: npt.NDArray[np.int64]
+    seed_place: npt.NDArray[np.int64]
     n_not_indexed: int
     fold: FoldTable
+    code_fold: FoldTable
     fingerprint: str
 
     @property
@@ -101,6 +123,7 @@ class Index:
             self.table_keys,
             self.table_slots,
             self.bitmap,
+            self.beginnings,
             self.first_tokens,
             self.posting_start,
             self.posting_field,
@@ -109,6 +132,26 @@ class Index:
             self.field_bounds,
         )
 
+    @property
+    def fold_arrays(self) -> tuple[tuple[npt.NDArray[Any], ...], ...]:
+        """The normalisation of text and of code in the form that the kernels take."""
+        return tuple((one.ascii_code, one.kind, one.start, one.codes) for one in (self.fold, self.code_fold))
+
+    @property
+    def is_code(self) -> npt.NDArray[np.bool_]:
+        """Whether each field is code."""
+        return np.array([field.is_code for field in self.fields], dtype=bool)
+
+    @property
+    def n_modes(self) -> int:
+        """2 when a field is code, so that each document must be read as code, too; otherwise 1."""
+        return 1 + any(field.is_code for field in self.fields)
+
+    @property
+    def seed_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
+        """The arrays of the seeds in the order that the scan kernel takes them."""
+        return self.seed_keys, self.seed_slots, self.seed_start, self.seed_field, self.seed_place
+
 
 def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     """Index all fields of all items for runs of at least `n` tokens."""
@@ -116,16 +159,19 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     for b, benchmark in enumerate(benchmarks):
         for i, item in enumerate(benchmark.items):
             for name, text in item.fields.items():
-                fields.append(Field(b, i, name, item.doc_hash))
+                fields.append(Field(b, i, name, item.doc_hash, benchmark.is_code(name)))
                 texts.append(text)
-    hashes, token_sizes, bounds = _tokenise(texts)
+    hashes, token_sizes, bounds = tokenise(texts, [field.is_code for field in fields])
     sizes = np.diff(bounds)
-    is_question = np.array([field.name == QUESTION for field in fields], dtype=bool)
-    kept = np.flatnonzero((sizes >= n) | (is_question & (sizes > 0)))
+    is_canary = np.array([field.name == CANARY for field in fields], dtype=bool)
+    is_always_kept = is_canary | np.array([field.name == QUESTION for field in fields], dtype=bool)
+    kept = np.flatnonzero((sizes >= n) | (is_always_kept & (sizes > 0)))
     keys, posting_fields, posting_places, lengths = _windows(hashes, bounds, sizes, kept, n)
-    order = np.argsort(keys, kind="stable")
-    unique, first = np.unique(keys[order], return_index=True)
-    table_keys, table_slots, bitmap = _table(unique)
+    table = _postings(keys, posting_fields, posting_places)
+    beginning_keys, *_ = kernels.window_hashes(hashes, bounds, min(n, kernels.SEED), kept[sizes[kept] >= n])
+    is_edited = (sizes[kept] >= max(n, SHORTEST_NEAR)) & ~is_canary[kept]
+    windows = kernels.window_hashes(hashes, bounds, kernels.SEED, kept[is_edited])
+    seeds = _postings(*windows, most=_RARE)
     # Fields are renumbered to those kept; their tokens stay where they are, one field after the other.
     renumbered = np.full(len(fields), -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
@@ -136,17 +182,25 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         field_hashes=hashes[is_kept],
         field_bounds=np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.int64),
         token_sizes=token_sizes[is_kept],
-        table_keys=table_keys,
-        table_slots=table_slots,
-        bitmap=bitmap,
+        weights=_weights(hashes[is_kept], sizes[kept], ~is_canary[kept]),
+        table_keys=table.keys,
+        table_slots=table.slots,
+        bitmap=_filter(table.distinct, _n_bits(len(table.distinct))),
+        beginnings=_filter(beginning_keys, _n_bits(len(beginning_keys))),
         first_tokens=_filter(hashes[bounds[kept[sizes[kept] < n]]], _FIRST_TOKEN_BITS),
-        posting_start=np.append(first, len(keys)).astype(np.int64),
-        posting_field=renumbered[posting_fields[order]],
-        posting_place=posting_places[order],
+        posting_start=table.start,
+        posting_field=renumbered[table.texts],
+        posting_place=table.places,
         lengths=np.array(lengths, dtype=np.int64),
         powers=np.array([pow(int(kernels.BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
+        seed_keys=seeds.keys,
+        seed_slots=seeds.slots,
+        seed_start=seeds.start,
+        seed_field=renumbered[seeds.texts],
+        seed_place=seeds.places,
         n_not_indexed=len(fields) - len(kept),
         fold=fold_table(),
+        code_fold=code_table(),
         fingerprint=_fingerprint(benchmarks, n),
     )
 
@@ -157,8 +211,9 @@ def save_index(index: Index, folder: Path) -> None:
     (folder / _DESCRIPTION).unlink(missing_ok=True)
     for name in _ARRAYS:
         _save_array(folder / f"{name}.npy", getattr(index, name))
-    for name in FoldTable.__dataclass_fields__:
-        _save_array(folder / f"fold.{name}.npy", getattr(index.fold, name))
+    for fold in _FOLDS:
+        for name in FoldTable.__dataclass_fields__:
+            _save_array(folder / f"{fold}.{name}.npy", getattr(getattr(index, fold), name))
     write_json(
         folder / _DESCRIPTION,
         {
@@ -167,7 +222,7 @@ def save_index(index: Index, folder: Path) -> None:
             "n": index.n,
             "n_not_indexed": index.n_not_indexed,
             "fingerprint": index.fingerprint,
-            "fields": [(field.benchmark, field.item, field.name, field.doc_hash) for field in index.fields],
+            "fields": [astuple(field) for field in index.fields],
         },
     )
 
@@ -188,14 +243,15 @@ def load_index(folder: Path) -> Index:
                 where=str(folder),
                 do="Delete it; it is made again",
             )
-        arrays = {name: _load_array(folder / f"{name}.npy") for name in _ARRAYS}
-        fold = {name: _load_array(folder / f"fold.{name}.npy") for name in FoldTable.__dataclass_fields__}
+        arrays: dict[str, Any] = {name: _load_array(folder / f"{name}.npy") for name in _ARRAYS}
+        for fold in _FOLDS:
+            names = FoldTable.__dataclass_fields__
+            arrays[fold] = FoldTable(**{name: _load_array(folder / f"{fold}.{name}.npy") for name in names})
         return Index(
             n=description["n"],
             fields=tuple(Field(*field) for field in description["fields"]),
             n_not_indexed=description["n_not_indexed"],
             fingerprint=description["fingerprint"],
-            fold=FoldTable(**fold),
             **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -216,14 +272,25 @@ def _load_array(path: Path) -> npt.NDArray[Any]:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _tokenise(
-    texts: Sequence[str],
+def tokenise(
+    texts: Sequence[str], is_code: Sequence[bool] | None = None
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    table = fold_table()
+    """Return the hashes of all tokens of all texts, their sizes in characters, and the bounds of the texts."""
     # Lone surrogates cannot be encoded; they match nothing, so they may become any separator.
     safe = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
-    hashes, sizes, bounds = kernels.tokenise_all(data, offsets, table.ascii_code, table.kind, table.start, table.codes)
+
+    def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return kernels.tokenise_all(data, offsets, table.ascii_code, table.kind, table.start, table.codes)
+
+    as_text = by(fold_table())
+    if is_code is None or not any(is_code):
+        return as_text
+    both, chosen = (as_text, by(code_table())), [int(one) for one in is_code]
+    spans = [slice(both[k][2][number], both[k][2][number + 1]) for number, k in enumerate(chosen)]
+    hashes = np.concatenate([both[k][0][span] for k, span in zip(chosen, spans, strict=True)])
+    sizes = np.concatenate([both[k][1][span] for k, span in zip(chosen, spans, strict=True)])
+    bounds = np.cumsum([0, *(span.stop - span.start for span in spans)])
     return hashes, sizes, bounds
 
 
@@ -260,23 +327,70 @@ def _windows(
     return keys, fields, places, lengths
 
 
-def _table(
+@dataclass(frozen=True)
+class _Postings:
+    """An open-addressing table of the distinct keys, at most half full, and where each of them occurs."""
+
+    distinct: npt.NDArray[np.uint64]
+    keys: npt.NDArray[np.uint64]
+    slots: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    texts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+
+
+def _postings(
     keys: npt.NDArray[np.uint64],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-    """Build the open-addressing table, at most half full, and the filter before it."""
-    size = 1 << max(4, int(2 * len(keys)).bit_length())
-    bits = 1 << max(10, int(_FILTER_BITS_PER_KEY * len(keys) - 1).bit_length())
+    texts: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    *,
+    most: int | None = None,
+) -> _Postings:
+    """Group windows by their keys; leave out those that occur in more than `most` places."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    first = np.flatnonzero(np.append(len(keys) > 0, ordered[1:] != ordered[:-1]))
+    n_places = np.diff(np.append(first, len(keys)))
+    distinct = ordered[first]
+    if most is not None:
+        is_rare = n_places <= most
+        order = order[np.repeat(is_rare, n_places)]
+        distinct, n_places = distinct[is_rare], n_places[is_rare]
+        first = np.cumsum(n_places) - n_places
+    size = 1 << max(4, int(2 * len(distinct)).bit_length())
     table_keys = np.zeros(size, dtype=np.uint64)
     table_slots = np.full(size, -1, dtype=np.int64)
-    bitmap = np.zeros(bits // 64, dtype=np.uint64)
-    kernels.fill_table(keys, table_keys, table_slots, bitmap)
-    return table_keys, table_slots, bitmap
+    kernels.fill_table(distinct, table_keys, table_slots)
+    return _Postings(
+        distinct=distinct,
+        keys=table_keys,
+        slots=table_slots,
+        start=np.append(first, len(order)).astype(np.int64),
+        texts=texts[order],
+        places=places[order],
+    )
+
+
+def _n_bits(n_keys: int) -> int:
+    """Bits of a filter for so many keys."""
+    return 1 << max(10, (_FILTER_BITS_PER_KEY * n_keys - 1).bit_length())
+
+
+def _weights(
+    hashes: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Inverse document frequency of each token of each field, among the fields that are counted."""
+    distinct, number = np.unique(hashes, return_inverse=True)
+    fields = np.repeat(np.arange(len(sizes)), sizes)
+    pairs = np.unique((number * np.int64(len(sizes)) + fields)[counted[fields]])
+    n_fields = np.bincount(pairs // max(len(sizes), 1), minlength=len(distinct))
+    return np.asarray(np.log((counted.sum() + 1) / np.maximum(n_fields, 1))[number])
 
 
 def _filter(keys: npt.NDArray[np.uint64], n_bits: int) -> npt.NDArray[np.uint64]:
     """A bitmap with the low bits of each key set."""
     is_set = np.zeros(n_bits, dtype=bool)
-    is_set[(keys % np.uint64(n_bits)).astype(np.int64)] = True
+    is_set[(keys & np.uint64(n_bits - 1)).astype(np.int64)] = True
     return np.packbits(is_set, bitorder="little").view(np.uint64)
 
 
@@ -285,7 +399,9 @@ def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:
     for benchmark in benchmarks:
         digest.update(b"\x00benchmark\x00" + benchmark.name.encode())
         for item in benchmark.items:
+            if not item.fields:
+                continue
             digest.update(b"\x00item\x00" + item.doc_hash.encode())
             for name, text in item.fields.items():
-                digest.update(f"\x00{name}\x00{text}".encode("utf-8", "replace"))
+                digest.update(f"\x00{name}\x00{benchmark.is_code(name)}\x00{text}".encode("utf-8", "replace"))
     return digest.hexdigest()

@@ -10,6 +10,12 @@ In text that repeats itself ("0 0 0 ...") a field begins anew at every token. So
 inside an *earlier* recorded run of the same document that begins at the same token of the same field and is at least
 as long: the earlier one covers all that it covers of the field, so no rule, no count of documents and no longest match
 changes. Copies that stand one after the other are all recorded.
+
+Of each run the scan also records how far it goes on when some tokens may differ, and how much of the field its
+surroundings hold in order: what two of the rules ask, and what nobody can know later without the text.
+
+A *seed* is a maximal stretch of at least `SEED` tokens in common that has a rare window of that length. Seeds of one
+field that lie close together, and together hold much of it, make a *near match*: the place of an edited copy.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.contamination.normalise import CHARACTER, IGNORED, MARK, WORD
+from evalkit.contamination.normalise import CHARACTER, COMMENT_OR_NOT, IGNORED, MARK, WORD
 
 # FNV-1a's offset and prime, over code points; every finished token is mixed once more (murmur3's finaliser), since
 # the polynomial over tokens below needs well-spread values.
@@ -33,6 +39,32 @@ _SHIFT: Final = np.uint64(33)
 BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 
 _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
+
+SEED: Final = 5
+"""Tokens of a window by which near matches are found."""
+
+COVERED: Final = 0.4
+COVERED_WEIGHT: Final = 0.3
+"""Least share of a field's tokens, and of their weights, in the seeds of a near match."""
+
+SIMILAR: Final = 0.5
+REORDERED: Final = 0.6
+"""A near match is kept when it has the first share of the field's weight aligned, or the second in its seeds."""
+
+CONTEXT: Final = 100
+"""Tokens after a near match that are kept with it: an answer follows its question."""
+
+SKIP_FIRST: Final = 10
+SKIP_BUDGET: Final = 4
+"""A run of at least so many tokens is followed to the right while at most so many further ones differ."""
+
+LCS_FIRST: Final = 13
+LCS_LONGEST: Final = 4096
+"""The longest common subsequence is found for runs of at least so many tokens, in fields of at most so many."""
+
+_NEWLINE, _STAR, _SLASH = ord("\n"), ord("*"), ord("/")
+
+_TIE: Final = 1e-9
 
 _ZERO: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
@@ -51,6 +83,23 @@ def _mix(value: Any) -> Any:
     value *= _MIX_2
     value ^= value >> _SHIFT
     return value
+
+
+@njit(cache=True, nogil=True)
+def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
+    """Where the text goes on after a character that may begin a comment, and the comment if it does."""
+    if code == COMMENT_OR_NOT:
+        following = data[i + 1] if i + 1 < end else 0
+        if following == _STAR:
+            i += 2
+            while i + 1 < end and not (data[i] == _STAR and data[i + 1] == _SLASH):
+                i += 1
+            return min(i + 2, end)
+        if following != _SLASH:
+            return i + 1
+    while i < end and data[i] != _NEWLINE:
+        i += 1
+    return i
 
 
 @njit(cache=True, nogil=True)
@@ -79,12 +128,12 @@ def tokenise(
         byte = data[i]
         if byte < 128:
             code = ascii_code[byte]
-            if code == 0:
+            if code <= COMMENT_OR_NOT:
                 if state != _OUTSIDE:
                     hashes[n] = _mix(value)
                     n += 1
                     state = _OUTSIDE
-                i += 1
+                i = i + 1 if code == 0 else _after_comment(data, i, end, code)
                 continue
             if state != _IN_WORD:
                 if state == _IN_CHARACTER:
@@ -94,7 +143,7 @@ def tokenise(
                 value = _SEED
                 starts[n] = i - begin
             # Most of a text: the rest of an ASCII word, without a look at anything else.
-            while code != 0:
+            while code > COMMENT_OR_NOT:
                 value = (value ^ np.uint64(code)) * _PRIME
                 i += 1
                 if i == end:
@@ -191,10 +240,9 @@ def _find(table_keys: Any, table_slots: Any, key: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def fill_table(keys: Any, table_keys: Any, table_slots: Any, bitmap: Any) -> None:
-    """Enter distinct `keys` into an empty open-addressing table (slots -1) and into the bitmap filter."""
+def fill_table(keys: Any, table_keys: Any, table_slots: Any) -> None:
+    """Enter distinct `keys` into an empty open-addressing table (slots -1)."""
     mask = np.uint64(len(table_keys) - 1)
-    bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
     for slot in range(len(keys)):
         mixed = _mix(keys[slot])
         place = mixed & mask
@@ -202,9 +250,6 @@ def fill_table(keys: Any, table_keys: Any, table_slots: Any, bitmap: Any) -> Non
             place = (place + _ONE) & mask
         table_keys[place] = keys[slot]
         table_slots[place] = slot
-        # The filter uses the key itself, the table its mixed form, so that the two do not fail together.
-        bit = keys[slot] & bitmap_mask
-        bitmap[bit >> _WORD_BITS] |= _ONE << (bit & _LOW_BITS)
 
 
 @njit(cache=True, nogil=True)
@@ -239,20 +284,28 @@ def window_hashes(hashes: Any, bounds: Any, length: int, which: Any) -> tuple[UI
 
 
 @njit(cache=True, nogil=True)
-def _candidates(
-    hashes: Any, prefix: Any, count: int, n: int, power: Any, bitmap: Any, first_tokens: Any, out: Any
-) -> int:
-    """Write the tokens at which an indexed window may begin, and return their number.
+def _power(exponent: int) -> Any:
+    value = _ONE
+    for _ in range(exponent):
+        value *= BASE
+    return value
 
-    The loops have no branches that depend on the text, so that the processor works on many tokens at once; nearly all
-    tokens end here.
+
+@njit(cache=True, nogil=True)
+def _candidates(
+    hashes: Any, prefix: Any, count: int, length: int, power: Any, bitmap: Any, first_tokens: Any, out: Any
+) -> int:
+    """Write the tokens at which an indexed field may be shared, and return their number.
+
+    That is: where a window of `length` tokens of a long field stands, or the first token of a short one. The loops have
+    no branches that depend on the text, so that the processor works on many tokens at once; nearly all tokens end here.
     """
     bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
     first_mask = np.uint64(len(first_tokens) * 64 - 1)
     n_found = 0
-    n_whole = max(0, count - n + 1)
+    n_whole = max(0, count - length + 1)
     for i in range(n_whole):
-        bit = (prefix[i + n] - prefix[i] * power) & bitmap_mask
+        bit = (prefix[i + length] - prefix[i] * power) & bitmap_mask
         short = hashes[i] & first_mask
         hit = (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) | (
             first_tokens[short >> _WORD_BITS] >> (short & _LOW_BITS)
@@ -266,49 +319,267 @@ def _candidates(
     return n_found
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _in_common(hashes: Any, i: int, count: int, field_hashes: Any, k: int, end: int) -> int:
+    """How many tokens a document from `i` and the fields from `k` have in common, one after the other."""
+    run = 0
+    while i + run < count and k + run < end and hashes[i + run] == field_hashes[k + run]:
+        run += 1
+    return run
+
+
+@njit(cache=True, nogil=True)
+def _with_skips(hashes: Any, count: int, i: int, field: Any, place: int, run: int) -> int:
+    """Length of the stretch that begins with a run and goes on over at most SKIP_BUDGET differing tokens.
+
+    Its last token is a common one. Zero for runs of fewer than SKIP_FIRST tokens.
+    """
+    if run < SKIP_FIRST:
+        return 0
+    end = run
+    n_skipped = 0
+    for k in range(run, min(len(field) - place, count - i)):
+        if hashes[i + k] == field[place + k]:
+            end = k + 1
+        else:
+            n_skipped += 1
+            if n_skipped > SKIP_BUDGET:
+                break
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _common_subsequence(hashes: Any, count: int, i: int, field: Any, run: int, row: Any) -> int:
+    """Length of the longest common subsequence of a field and the surroundings of a run.
+
+    The surroundings are the run and as many tokens on each side as the field has. Zero for runs of fewer than
+    LCS_FIRST tokens; the run itself for fields of more than LCS_LONGEST. `row` is room for the field's tokens and one.
+    """
+    size = len(field)
+    if run < LCS_FIRST:
+        return 0
+    if run == size or size > LCS_LONGEST:
+        return run
+    row[: size + 1] = 0
+    for k in range(max(0, i - size), min(count, i + run + size)):
+        diagonal = 0
+        for j in range(size):
+            above = row[j + 1]
+            if hashes[k] == field[j]:
+                row[j + 1] = diagonal + 1
+            elif row[j] > above:
+                row[j + 1] = row[j]
+            diagonal = above
+    return int(row[size])
+
+
+@njit(cache=True, nogil=True)
+def _find_seeds(
+    hashes: Any, prefix: Any, count: int, candidates: Any, n_candidates: int, power: Any, seed_arrays: Any,
+    field_hashes: Any, field_bounds: Any, latest: Any, first_number: int, seeds: Any,
+) -> tuple[Any, int]:  # fmt: skip
+    """Write the seeds of one document as (first token in it, field, place in that, tokens); return their number, too.
+
+    `latest` does here what it does in `scan`.
+    """
+    keys, slots, posting_start, posting_field, posting_place = seed_arrays
+    n_seeds = 0
+    before, before_slot = -2, -1
+    for c in range(n_candidates):
+        i = candidates[c]
+        if i + SEED > count:
+            break
+        slot = _find(keys, slots, prefix[i + SEED] - prefix[i] * power)
+        # Only a rare window has a slot; what this one and the one before it have in common was found there.
+        has_rare_before = before == i - 1 and before_slot >= 0
+        before, before_slot = i, slot
+        if slot < 0:
+            continue
+        for p in range(posting_start[slot], posting_start[slot + 1]):
+            field, place = posting_field[p], posting_place[p]
+            low = field_bounds[field]
+            if has_rare_before and place > 0 and hashes[i - 1] == field_hashes[low + place - 1]:
+                continue
+            size = field_bounds[field + 1] - low
+            run = _in_common(hashes, i, count, field_hashes, low + place, low + size)
+            if run < SEED:  # another window with the same hash
+                continue
+            number = first_number + i
+            if latest[p, 0] < number < latest[p, 0] + latest[p, 1] and run <= latest[p, 1]:
+                continue
+            latest[p, 0] = number
+            latest[p, 1] = run
+            # The window is the first rare one of the seed, not always its first.
+            back = 0
+            while (
+                place - back > 0 and i - back > 0
+                and hashes[i - back - 1] == field_hashes[low + place - back - 1]
+            ):  # fmt: skip
+                back += 1
+            if n_seeds == len(seeds):
+                longer = np.empty((2 * len(seeds), 4), dtype=np.int64)
+                longer[:n_seeds] = seeds
+                seeds = longer
+            seeds[n_seeds, 0] = i - back
+            seeds[n_seeds, 1] = field
+            seeds[n_seeds, 2] = place - back
+            seeds[n_seeds, 3] = run + back
+            n_seeds += 1
+    return seeds, n_seeds
+
+
+@njit(cache=True, nogil=True)
+def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int, int]:
+    """Align a whole field with the part of a text that is nearest to it: Sellers' algorithm (1980), in one column.
+
+    To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost,
+    the number of edits, and the first part of the text with that cost as tokens [start, end). `room` is
+    float64[>= size + 1, 3].
+    """
+    size = len(field)
+    insertion = total / size
+    reach = 0.0
+    for j in range(size + 1):
+        room[j, 0], room[j, 1], room[j, 2] = reach, j, 0.0
+        if j < size:
+            reach += weights[j]
+    best, best_edits, best_begin, best_end = total, size, 0, 0
+    for k in range(len(text)):
+        cost, edits, begin = 0.0, 0.0, float(k)
+        room[0, 2] = k + 1
+        for j in range(size):
+            above, above_edits, above_begin = room[j + 1, 0], room[j + 1, 1], room[j + 1, 2]
+            if text[k] != field[j]:
+                cost, edits = cost + weights[j], edits + 1
+            if above + insertion < cost - _TIE:
+                cost, edits, begin = above + insertion, above_edits + 1, above_begin
+            if room[j, 0] + weights[j] < cost - _TIE:
+                cost, edits, begin = room[j, 0] + weights[j], room[j, 1] + 1, room[j, 2]
+            room[j + 1, 0], room[j + 1, 1], room[j + 1, 2] = cost, edits, begin
+            cost, edits, begin = above, above_edits, above_begin
+        if room[size, 0] < best - _TIE:
+            best, best_edits, best_begin, best_end = room[size, 0], int(room[size, 1]), int(room[size, 2]), k + 1
+    return best, best_edits, best_begin, best_end
+
+
+@njit(cache=True, nogil=True)
+def _find_near_matches(
+    hashes: Any, count: int, seeds: Any, n_seeds: int, field_hashes: Any, field_bounds: Any, weights: Any, marks: Any,
+    near: Any,
+) -> tuple[Any, int]:  # fmt: skip
+    """Write the near matches that seeds make, and return them and their number.
+
+    Each is (field, edits, first token and end of the copy, first token and end of the text to be kept, similarity).
+    Seeds of a field belong together while no more than half a field, or 20 tokens, lie between them. The field is
+    aligned with a stretch that reaches as far as the whole field would, and a quarter of it more for what was inserted.
+    `marks` has one number for each token of the fields, and the last one given.
+    """
+    n_near = 0
+    room = np.empty((0, 3), dtype=np.float64)
+    order = np.argsort((seeds[:n_seeds, 1] << 32) + seeds[:n_seeds, 0])
+    s = 0
+    while s < n_seeds:
+        field, first = int(seeds[order[s], 1]), seeds[order[s], 0]
+        low = field_bounds[field]
+        size = field_bounds[field + 1] - low
+        gap = max(20, size // 2)
+        marks[-1] += 1
+        mark = marks[-1]
+        n_covered, covered, reached = 0, 0.0, first
+        begin, end = first, first
+        while s < n_seeds and seeds[order[s], 1] == field and seeds[order[s], 0] <= reached + gap:
+            i, place, run = seeds[order[s], 0], seeds[order[s], 2], seeds[order[s], 3]
+            for k in range(low + place, low + place + run):
+                if marks[k] != mark:
+                    marks[k] = mark
+                    n_covered += 1
+                    covered += weights[k]
+            reached = max(reached, i + run)
+            begin = min(begin, i - place)
+            end = max(end, i - place + size)
+            s += 1
+        mine = weights[low : low + size]
+        total = mine.sum()
+        if n_covered < COVERED * size or covered < COVERED_WEIGHT * total:
+            continue
+        margin = max(16, size // 4)
+        begin = max(0, max(begin, first - size) - margin)
+        end = min(count, min(end, reached + size) + margin)
+        if len(room) <= size:
+            room = np.empty((size + 1, 3), dtype=np.float64)
+        cost, n_edits, copy_begin, copy_end = _align(
+            hashes[begin:end], field_hashes[low : low + size], mine, total, room
+        )
+        if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total:
+            continue
+        if n_near == len(near):
+            longer = np.empty((2 * len(near), 7), dtype=np.float64)
+            longer[:n_near] = near
+            near = longer
+        near[n_near, 0], near[n_near, 1] = field, n_edits
+        near[n_near, 2], near[n_near, 3] = begin + copy_begin, begin + copy_end
+        near[n_near, 4], near[n_near, 5] = begin, min(count, end + CONTEXT)
+        near[n_near, 6] = 1.0 - cost / total
+        n_near += 1
+    return near, n_near
+
+
 @njit(cache=True, nogil=True)
 def scan(
     data: Any,
     offsets: Any,
     first: int,
     fold_arrays: Any,
+    n_modes: int,
     index_arrays: Any,
+    seed_arrays: Any,
     n: int,
     lengths: Any,
     powers: Any,
-    latest: Any,
+    weights: Any,
+    memory: Any,
     out: Any,
-) -> tuple[int, int, int]:
-    """Find all runs that the documents `first`, `first + 1`, ... share with the benchmark fields.
+    near_out: Any,
+    similarities: Any,
+) -> tuple[int, int, int, int]:
+    """Find all runs and near matches that the documents `first`, `first + 1`, ... share with the benchmark fields.
 
     Parameters
     ----------
     data, offsets
         The buffers of an Arrow large_string array.
-    fold_arrays
-        (ascii_code, kind, start, codes) of the normalisation.
+    fold_arrays, n_modes
+        (ascii_code, kind, start, codes) of the normalisation of text and of that of code; how many of them are asked.
     index_arrays
-        (table_keys, table_slots, bitmap, first_tokens, posting_start, posting_field, posting_place, field_hashes,
-        field_bounds).
+        (table_keys, table_slots, bitmap, beginnings, first_tokens, posting_start, posting_field, posting_place,
+        field_hashes, field_bounds).
+    seed_arrays
+        (table_keys, table_slots, posting_start, posting_field, posting_place) of the rare windows of SEED tokens.
     n
         Shortest run of fields with at least n tokens; shorter fields match as a whole.
     lengths, powers
         The window lengths in the index, ascending, and BASE to the power of each.
-    latest
-        int64[n_postings, 2], zeros before the first call for `data`: where the latest recorded run of each posting
-        begins (numbered over all documents, so that nothing need be cleared between them), and its tokens.
+    weights
+        Of all tokens of the fields.
+    memory
+        (latest, latest_seeds, marks), all zeros before the first call for `data`. `latest` is int64[n_postings, 2]:
+        where the latest recorded run of each posting begins (numbered over all documents, so that nothing need be
+        cleared between them), and its tokens; `latest_seeds` the same of the seeds; `marks` see `_find_near_matches`.
     out
-        int64[capacity, 6], filled with: document, field, place in the field (tokens), number of tokens, start and
-        end in the document (characters).
+        int64[capacity, 9], filled with: document, field, place in the field (tokens), number of tokens, start and
+        end in the document (characters), tokens with skips, longest common subsequence, tokens of the document.
+    near_out, similarities
+        int64[capacity, 7], filled with: document, field, edits, start and end in the document (characters), and of the
+        text to be kept the first byte and the end in `data`; float64[capacity], the weighted share that is not edited.
 
     Returns
     -------
-    n_runs, next_document, n_tokens
-        Runs written; the first document that is not done (its runs did not fit; `len(offsets) - 1` when all are
-        done); tokens scanned.
+    n_runs, n_near, next_document, n_tokens
+        Runs and near matches written; the first document that is not done (what was found in it did not fit;
+        `len(offsets) - 1` when all are done); tokens scanned.
     """
-    ascii_code, kind, fold_start, fold_codes = fold_arrays
-    (table_keys, table_slots, bitmap, first_tokens,
+    latest, latest_seeds, marks = memory
+    (table_keys, table_slots, bitmap, beginnings, first_tokens,
      posting_start, posting_field, posting_place, field_hashes, field_bounds) = index_arrays  # fmt: skip
     n_documents = len(offsets) - 1
     longest = 0
@@ -321,67 +592,99 @@ def scan(
     # prefix[k] is the polynomial hash of the first k tokens: any window's hash is then one product and one difference.
     prefix = np.empty(2 * longest + 2, dtype=np.uint64)
     bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
-    power = _ONE
-    for _ in range(n):
-        power *= BASE
+    beginning = min(n, SEED)
+    beginning_power, seed_power = _power(beginning), _power(SEED)
+    seeds = np.empty((64, 4), dtype=np.int64)
+    near = np.empty((64, 7), dtype=np.float64)
+    row = np.empty(LCS_LONGEST + 1, dtype=np.int64)
     n_runs = 0
+    n_all_near = 0
     n_tokens = 0
     for d in range(first, n_documents):
-        count = tokenise(
-            data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, hashes, starts, ends
-        )
-        prefix[0] = _ZERO
-        for k in range(count):
-            prefix[k + 1] = prefix[k] * BASE + hashes[k]
-        before = n_runs
-        # No text has more than two tokens a byte, so the tokens of two documents never have the same number.
-        first_number = 2 * offsets[d] + d + 1
-        n_candidates = _candidates(hashes, prefix, count, n, power, bitmap, first_tokens, candidates)
-        place_bytes, place_characters = 0, 0
-        for c in range(n_candidates):
-            i = candidates[c]
-            for which in range(len(lengths)):
-                length = lengths[which]
-                if i + length > count:
-                    break
-                key = prefix[i + length] - prefix[i] * powers[which]
-                bit = key & bitmap_mask
-                if (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) & _ONE == _ZERO:
-                    continue
-                slot = _find(table_keys, table_slots, key)
-                if slot < 0:
-                    continue
-                for p in range(posting_start[slot], posting_start[slot + 1]):
-                    field = posting_field[p]
-                    place = posting_place[p]
-                    low = field_bounds[field]
-                    size = field_bounds[field + 1] - low
-                    # A window that both sides extend to the left belongs to a run that was found before.
-                    if place > 0 and i > 0 and hashes[i - 1] == field_hashes[low + place - 1]:
+        before, near_before = n_runs, n_all_near
+        n_document_tokens = 0
+        for mode in range(n_modes):
+            ascii_code, kind, fold_start, fold_codes = fold_arrays[mode]
+            count = tokenise(
+                data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, hashes, starts, ends
+            )
+            prefix[0] = _ZERO
+            for k in range(count):
+                prefix[k + 1] = prefix[k] * BASE + hashes[k]
+            # No text has more than two tokens a byte, so the tokens of two documents never have the same number.
+            first_number = 2 * offsets[d] + d + 1
+            n_candidates = _candidates(
+                hashes, prefix, count, beginning, beginning_power, beginnings, first_tokens, candidates
+            )
+            place_bytes, place_characters = 0, 0
+            for c in range(n_candidates):
+                i = candidates[c]
+                for which in range(len(lengths)):
+                    length = lengths[which]
+                    if i + length > count:
+                        break
+                    key = prefix[i + length] - prefix[i] * powers[which]
+                    bit = key & bitmap_mask
+                    if (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) & _ONE == _ZERO:
                         continue
-                    run = 0
-                    while place + run < size and i + run < count and hashes[i + run] == field_hashes[low + place + run]:
-                        run += 1
-                    if run < min(n, size):  # another window with the same hash
+                    slot = _find(table_keys, table_slots, key)
+                    if slot < 0:
                         continue
-                    # Strictly after its beginning: a document whose runs did not fit is scanned once more.
-                    number = first_number + i
-                    if latest[p, 0] < number < latest[p, 0] + latest[p, 1] and run <= latest[p, 1]:
-                        continue
-                    if n_runs == len(out):
-                        return before, d, n_tokens
-                    out[n_runs, 0] = d
-                    out[n_runs, 1] = field
-                    out[n_runs, 2] = place
-                    out[n_runs, 3] = run
-                    # Runs come in the order of their beginnings: each character is counted about once.
-                    place_characters += _characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
-                    place_bytes = starts[i]
-                    end = offsets[d] + ends[i + run - 1]
-                    out[n_runs, 4] = place_characters
-                    out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
-                    n_runs += 1
-                    latest[p, 0] = number
-                    latest[p, 1] = run
-        n_tokens += count
-    return n_runs, n_documents, n_tokens
+                    for p in range(posting_start[slot], posting_start[slot + 1]):
+                        field = posting_field[p]
+                        place = posting_place[p]
+                        low = field_bounds[field]
+                        size = field_bounds[field + 1] - low
+                        # A window that both sides extend to the left belongs to a run that was found before.
+                        if place > 0 and i > 0 and hashes[i - 1] == field_hashes[low + place - 1]:
+                            continue
+                        run = _in_common(hashes, i, count, field_hashes, low + place, low + size)
+                        if run < min(n, size):  # another window with the same hash
+                            continue
+                        # Strictly after its beginning: a document whose runs did not fit is scanned once more.
+                        number = first_number + i
+                        if latest[p, 0] < number < latest[p, 0] + latest[p, 1] and run <= latest[p, 1]:
+                            continue
+                        if n_runs == len(out):
+                            return before, near_before, d, n_tokens
+                        out[n_runs, 0] = d
+                        out[n_runs, 1] = field
+                        out[n_runs, 2] = place
+                        out[n_runs, 3] = run
+                        # Runs come in the order of their beginnings: each character is counted about once.
+                        place_characters += _characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
+                        place_bytes = starts[i]
+                        end = offsets[d] + ends[i + run - 1]
+                        out[n_runs, 4] = place_characters
+                        out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
+                        whole = field_hashes[low : low + size]
+                        out[n_runs, 6] = _with_skips(hashes, count, i, whole, place, run)
+                        out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run, row)
+                        out[n_runs, 8] = count
+                        n_runs += 1
+                        latest[p, 0] = number
+                        latest[p, 1] = run
+            seeds, n_seeds = _find_seeds(
+                hashes, prefix, count, candidates, n_candidates, seed_power, seed_arrays, field_hashes, field_bounds,
+                latest_seeds, first_number, seeds,
+            )  # fmt: skip
+            near, n_near = _find_near_matches(
+                hashes, count, seeds, n_seeds, field_hashes, field_bounds, weights, marks, near
+            )
+            if n_all_near + n_near > len(near_out):
+                return before, near_before, d, n_tokens
+            for k in range(n_near):
+                begin, end = offsets[d] + starts[int(near[k, 2])], offsets[d] + ends[int(near[k, 3]) - 1]
+                keep = offsets[d] + starts[int(near[k, 4])]
+                near_out[n_all_near, 0] = d
+                near_out[n_all_near, 1] = int(near[k, 0])
+                near_out[n_all_near, 2] = int(near[k, 1])
+                near_out[n_all_near, 3] = _characters(data, offsets[d], begin)
+                near_out[n_all_near, 4] = near_out[n_all_near, 3] + _characters(data, begin, end)
+                near_out[n_all_near, 5] = keep
+                near_out[n_all_near, 6] = offsets[d] + ends[int(near[k, 5]) - 1]
+                similarities[n_all_near] = near[k, 6]
+                n_all_near += 1
+            n_document_tokens = max(n_document_tokens, count)
+        n_tokens += n_document_tokens
+    return n_runs, n_all_near, n_documents, n_tokens

@@ -15,6 +15,10 @@ The rule, version 1:
    marks, is a token of its own. Korean is written with spaces and is tokenised by words.
 
 Consequences to know: "don't" is two tokens; "3.14" is "3 14" and "1,000" is "1 000"; "x + y" equals "x - y".
+
+Program code has a rule of its own: a token is a maximal run of letters, digits and underscores, as they are written: no
+folding, so that identifiers stay what they are. Everything else separates. Comments vanish: from # or // to the end of
+the line, and from /* to */; wherever these signs stand, in a string too, since nobody knows the language.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ VERSION: Final = 1
 """Version of the rule above; it is written into every audit, because it decides what matches."""
 
 SEPARATOR, WORD, CHARACTER, MARK, IGNORED = range(5)
+
+COMMENT, COMMENT_OR_NOT = 1, 2
+"""In place of the code of an ASCII character: it begins a comment; it does so when another slash or a star follows."""
 
 # Blocks whose letters are tokens of their own, as inclusive ranges of code points.
 _UNSPACED_SCRIPTS: Final = (
@@ -64,7 +71,8 @@ class FoldTable:
     Attributes
     ----------
     ascii_code
-        uint8[256]: the folded code of an ASCII word character, 0 for a separator and for bytes beyond ASCII.
+        uint8[256]: the folded code of an ASCII word character, 0 for a separator and for bytes beyond ASCII; of code,
+        also COMMENT and COMMENT_OR_NOT.
     kind
         uint8[0x110000]: SEPARATOR, WORD, CHARACTER, MARK or IGNORED for a folded code point.
     start
@@ -129,3 +137,24 @@ def fold_table() -> FoldTable:
     ascii_code = np.zeros(256, dtype=np.uint8)
     ascii_code[:128] = [ord(fold(chr(code))) if kind[code] == WORD else 0 for code in range(128)]
     return FoldTable(ascii_code=ascii_code, kind=kind, start=start, codes=flat)
+
+
+@lru_cache(maxsize=1)
+def code_table() -> FoldTable:
+    """The tables for program code, in the form of those for text."""
+    text = fold_table()
+    n_codes = sys.maxunicode + 1
+    kind = np.where(text.kind[:n_codes] == CHARACTER, WORD, text.kind).astype(np.uint8)
+    kind[ord("_")] = WORD
+    ascii_code = np.zeros(256, dtype=np.uint8)
+    words = [code for code in range(128) if kind[code] == WORD]
+    # Codes of characters that only separate: no letter, of code or of text, has the same, so no word has the same hash.
+    free = [code for code in range(COMMENT_OR_NOT + 1, 256) if kind[code] == SEPARATOR]
+    ascii_code[words] = free[: len(words)]
+    ascii_code[ord("#")], ascii_code[ord("/")] = COMMENT, COMMENT_OR_NOT
+    return FoldTable(
+        ascii_code=ascii_code,
+        kind=kind,
+        start=np.arange(n_codes + 1, dtype=np.int32),
+        codes=np.arange(n_codes, dtype=np.uint32),
+    )

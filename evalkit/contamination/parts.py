@@ -10,31 +10,24 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Final
 
 from evalkit.contamination.index import Index, load_index
+from evalkit.contamination.recorded import load, save
 from evalkit.contamination.scan import ShardRuns, scan_shard
-from evalkit.corpora.documents import MAX_KEPT_BAD_ROWS, BadRow, ShardCounts
+from evalkit.corpora.fingerprints import hash_piece
+from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.shards import Shard
-from evalkit.corpora.split import row_offsets
-from evalkit.files import atomic_path, to_json
+from evalkit.files import to_json
 from evalkit.progress import Bar
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PROGRESS: Final = ".progress"
 _METER_S: Final = 0.5
-_COUNTS: Final = b"evalkit.counts"
-_INTEGERS: Final = ("rows", "fields", "places", "n_tokens", "starts", "ends")
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,8 @@ class ScanTask:
         Folder of the part files.
     text_column, id_column
         As `read_shard` takes them.
+    pieces
+        Pieces of the file, as bytes [start, stop), that are hashed by the way, while they are in the system's memory.
     """
 
     shard: Shard
@@ -61,6 +56,7 @@ class ScanTask:
     out: Path
     text_column: str | tuple[str, ...]
     id_column: str | None
+    pieces: tuple[tuple[int, int], ...] = ()
 
     @property
     def key(self) -> str:
@@ -94,7 +90,14 @@ def scan_part(task: ScanTask) -> None:
         id_column=task.id_column,
         on_progress=meter.advance,
     )
-    _write(path, runs)
+    save(path, [replace(runs, pieces=dict(zip((start for start, _ in task.pieces), _hashes(task), strict=True)))])
+
+
+def _hashes(task: ScanTask) -> list[str]:
+    path, size = task.shard.path, task.shard.size
+    if isinstance(path, DatasetPart):
+        return []
+    return [hash_piece(path, size, start, stop) for start, stop in task.pieces]
 
 
 class _Meter:
@@ -147,70 +150,6 @@ def _index(folder: Path, fingerprint: str) -> Index:
     return load_index(folder)
 
 
-def _write(path: Path, runs: ShardRuns) -> None:
-    counts = {
-        **{name: value for name, value in vars(runs.counts).items() if isinstance(value, int | Counter)},
-        "bad_rows": [asdict(row) for row in runs.counts.bad_rows],
-        "empty_rows": [asdict(row) for row in runs.counts.empty_rows],
-    }
-    totals = {"counts": counts, "n_bytes": runs.n_bytes, "n_corpus_tokens": runs.n_corpus_tokens}
-    columns: dict[str, Any] = {name: getattr(runs, name) for name in _INTEGERS}
-    table = pa.table({**columns, "doc_ids": runs.doc_ids.cast(pa.string())})
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_COUNTS: to_json(totals)}), temporary, compression="zstd")
-
-
 def read_part(task: ScanTask) -> ShardRuns:
     """Read the file of a part that was scanned."""
-    table = pq.read_table(task.path)
-    totals = orjson.loads(table.schema.metadata[_COUNTS])
-    counts = totals["counts"]
-    columns = {name: table.column(name).to_numpy() for name in _INTEGERS}
-    return ShardRuns(
-        shard=task.shard,
-        doc_ids=table.column("doc_ids").combine_chunks(),
-        counts=ShardCounts(
-            **{
-                **counts,
-                **{name: Counter(counts[name]) for name in ("n_by_kind", "n_texts_by_field")},
-                **{name: [BadRow(**row) for row in counts[name]] for name in ("bad_rows", "empty_rows")},
-            }
-        ),
-        n_bytes=totals["n_bytes"],
-        n_corpus_tokens=totals["n_corpus_tokens"],
-        **columns,
-    )
-
-
-def join_parts(parts: Sequence[ShardRuns]) -> list[ShardRuns]:
-    """Put the parts of each file together, with the rows numbered in the whole file; files stay in their order."""
-    offsets = row_offsets([part.shard for part in parts], [part.counts.n_lines for part in parts])
-    by_file: dict[Any, list[ShardRuns]] = {}
-    for part, offset in zip(parts, offsets, strict=True):
-        moved = replace(part, rows=part.rows + offset, counts=part.counts.moved(offset))
-        by_file.setdefault(part.shard.path, []).append(moved)
-    return [_join(some) for some in by_file.values()]
-
-
-def _join(parts: Sequence[ShardRuns]) -> ShardRuns:
-    if len(parts) == 1:
-        return parts[0]
-    return ShardRuns(
-        shard=replace(parts[0].shard, start=0, stop=None),
-        doc_ids=pa.concat_arrays([part.doc_ids for part in parts]),
-        counts=_sum_counts([part.counts for part in parts]),
-        n_bytes=sum(part.n_bytes for part in parts),
-        n_corpus_tokens=sum(part.n_corpus_tokens for part in parts),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _INTEGERS},
-    )
-
-
-def _sum_counts(counts: Sequence[ShardCounts]) -> ShardCounts:
-    total = ShardCounts()
-    for name, value in vars(total).items():
-        values = [getattr(one, name) for one in counts]
-        if isinstance(value, list):
-            setattr(total, name, [row for rows in values for row in rows][:MAX_KEPT_BAD_ROWS])
-        else:
-            setattr(total, name, sum(values, start=type(value)()))
-    return total
+    return load(task.path, [task.shard])[0]

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 import yaml
 
+from evalkit.contamination.benchmarks import kind_of_field
 from evalkit.errors import SpecError
 from evalkit.resources import resource_dir
 
@@ -18,6 +19,9 @@ CLEAN, DIRTY = "clean", "dirty"
 DEFAULT_RULES: Final = ("gpt3-clean", "llama3")
 """What an audit applies unless it is told otherwise: the strictest common rule, and one with a share."""
 
+FUZZY: Final = "fuzzy"
+"""The rule for edited items."""
+
 ALL: Final = "all"
 """Stands for every rule that ships."""
 
@@ -25,7 +29,18 @@ MAX_N = 1000
 """Longest n-gram of a rule, in tokens; the published ones have 8 to 50."""
 
 
-Measure = Literal["any_ngram", "ngram_share", "token_coverage", "longest_match", "whole_field", "substring"]
+Measure = Literal[
+    "any_ngram",
+    "ngram_share",
+    "token_coverage",
+    "skipgram_coverage",
+    "longest_match",
+    "whole_field",
+    "substring",
+    "common_subsequence",
+    "edit_similarity",
+    "weighted_overlap",
+]
 FIELD_KINDS: Final = ("question", "answer", "choices", "passage")
 """What a rule may be restricted to; `choices` are all choices of an item."""
 
@@ -43,9 +58,15 @@ class Rule:
         `any_ngram`: 1 when one n-gram of the field was seen, else 0.
         `ngram_share`: the share of its n-grams that were seen.
         `token_coverage`: the share of its tokens that lie in a seen n-gram.
+        `skipgram_coverage`: the same, where an n-gram whose first 10 tokens are common may differ in 4 later ones.
         `longest_match`: the share of its tokens in the longest stretch seen in one piece.
         `whole_field`: 1 when the whole of it was seen in one piece, else 0.
         `substring`: 1 when one of `n_samples` random stretches of `length` letters and digits was seen, else 0.
+        `common_subsequence`: longest common subsequence of the field and the surroundings of a common n-gram, as a
+        share of the shorter of field and document.
+        `edit_similarity`: 1 less the share of the field's weight to insert, delete or replace so that the whole field
+        stands there; the weight of a token is its inverse document frequency among the benchmarks' fields.
+        `weighted_overlap`: decon's score of question, answer and passage.
     n
         Length of the n-grams in tokens; a question shorter than that is matched as a whole.
     n_high, n_percentile
@@ -88,7 +109,7 @@ class Rule:
 
     def applies_to(self, field: str) -> bool:
         """Whether the rule looks at a field of this name."""
-        return ("choices" if field.startswith("choice_") else field) in self.fields
+        return kind_of_field(field) in self.fields
 
     def is_dirty(self, contamination: Any) -> Any:
         """Compare a contamination, or an array of them, with the threshold."""

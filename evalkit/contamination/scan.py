@@ -1,9 +1,10 @@
-"""One pass over one corpus shard: which runs of tokens it shares with the indexed benchmark fields."""
+"""One pass over one corpus shard: which runs of tokens it shares with the benchmark fields, and what comes near."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from evalkit.contamination import kernels
 from evalkit.contamination.index import Index, arrow_buffers
-from evalkit.corpora.documents import ShardCounts
+from evalkit.corpora.documents import Batch, ShardCounts
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 
@@ -34,10 +35,20 @@ class ShardRuns:
         Field number in the index, first token in the field, length in tokens.
     starts, ends
         Place in the document's original text, in characters.
+    n_skipping
+        Length in tokens when up to 4 later ones may differ; 0 for runs of fewer than 10 tokens.
+    n_in_order
+        Longest common subsequence of the field and the run's surroundings; 0 for runs of fewer than 13 tokens.
+    n_document_tokens
+        Tokens of the document.
+    near
+        Near matches.
     counts
         What became of the rows: documents scanned, documents without text, rows that could not be read.
     n_bytes, n_corpus_tokens
         Bytes of UTF-8 text and tokens scanned.
+    pieces
+        Hashes of the file's pieces by their first byte; see `evalkit.corpora.fingerprints`.
     """
 
     shard: Shard
@@ -48,9 +59,42 @@ class ShardRuns:
     n_tokens: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
+    n_skipping: npt.NDArray[np.int64]
+    n_in_order: npt.NDArray[np.int64]
+    n_document_tokens: npt.NDArray[np.int64]
+    near: NearMatches
     counts: ShardCounts
     n_bytes: int
     n_corpus_tokens: int
+    pieces: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NearMatches:
+    """Where much of a field stands in a document, perhaps edited; columns of equal length.
+
+    Attributes
+    ----------
+    rows, doc_ids
+        The document, as in `ShardRuns`.
+    fields
+        Field number in the index.
+    n_edits, similarities
+        Tokens inserted, deleted or replaced there, and the share of the field's weight that is not edited.
+    starts, ends
+        Place of the copy in the document's original text, in characters.
+    texts
+        The copy with its surroundings, and what follows it.
+    """
+
+    rows: npt.NDArray[np.int64]
+    doc_ids: pa.Array
+    fields: npt.NDArray[np.int64]
+    n_edits: npt.NDArray[np.int64]
+    similarities: npt.NDArray[np.float64]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    texts: pa.Array
 
 
 def scan_shard(
@@ -69,51 +113,104 @@ def scan_shard(
         The file cannot be read to its end, or a Parquet file has no such column.
     """
     reader = read_shard(shard, text_column=text_column, id_column=id_column, on_progress=on_progress)
-    parts, rows, ids = [], [], []
+    runs = _Columns(9)
+    near = _Columns(7)
+    texts: list[pa.Array] = []
+    similarities = [np.empty(0)]
     n_bytes = n_corpus_tokens = 0
     for batch in reader:
-        runs, scanned = scan_texts(batch.texts, index)
-        parts.append(runs[:, 1:])
-        rows.append(batch.rows[runs[:, 0]])
-        ids.append(batch.doc_ids.take(pa.array(runs[:, 0])))
+        found_runs, found_near, found_similarities, scanned = scan_texts(batch.texts, index)
+        runs.add(found_runs, batch)
+        near.add(found_near, batch)
+        texts.append(_stretches(batch.texts, found_near))
+        similarities.append(found_similarities)
         data_bounds = arrow_buffers(batch.texts)[1]
         n_bytes += int(data_bounds[-1] - data_bounds[0])
         n_corpus_tokens += scanned
-    columns = np.concatenate(parts) if parts else np.empty((0, 5), dtype=np.int64)
+    rows, fields, places, n_tokens, starts, ends, n_skipping, n_in_order, n_document_tokens = runs.columns()
+    near_rows, near_fields, n_edits, near_starts, near_ends, *_ = near.columns()
     return ShardRuns(
         shard=shard,
-        rows=np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
-        doc_ids=pa.concat_arrays(ids) if ids else pa.nulls(0, pa.string()),
-        fields=columns[:, 0],
-        places=columns[:, 1],
-        n_tokens=columns[:, 2],
-        starts=columns[:, 3],
-        ends=columns[:, 4],
+        rows=rows,
+        doc_ids=runs.doc_ids(),
+        fields=fields,
+        places=places,
+        n_tokens=n_tokens,
+        starts=starts,
+        ends=ends,
+        n_skipping=n_skipping,
+        n_in_order=n_in_order,
+        n_document_tokens=n_document_tokens,
+        near=NearMatches(
+            rows=near_rows,
+            doc_ids=near.doc_ids(),
+            fields=near_fields,
+            n_edits=n_edits,
+            similarities=np.concatenate(similarities),
+            starts=near_starts,
+            ends=near_ends,
+            texts=pa.concat_arrays(texts) if texts else pa.nulls(0, pa.large_string()),
+        ),
         counts=reader.counts,
         n_bytes=n_bytes,
         n_corpus_tokens=n_corpus_tokens,
     )
 
 
-def scan_texts(texts: pa.LargeStringArray, index: Index) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the runs in an array of texts (see `kernels` for what a run is), and the number of tokens scanned.
+class _Columns:
+    """Gathers what the kernel finds batch by batch, with the documents' rows in the file in place of their numbers."""
 
-    The runs are int64[n_runs, 6]: text, field, place in the field and length in tokens, start and end in the text
-    in characters; in the order of the texts and of the places in them.
+    def __init__(self, n_columns: int) -> None:
+        self._tables = [np.empty((0, n_columns), dtype=np.int64)]
+        self._ids: list[pa.Array] = []
+
+    def add(self, found: npt.NDArray[np.int64], batch: Batch) -> None:
+        self._ids.append(batch.doc_ids.take(pa.array(found[:, 0])))
+        self._tables.append(np.column_stack([batch.rows[found[:, 0]], found[:, 1:]]))
+
+    def columns(self) -> npt.NDArray[np.int64]:
+        return np.ascontiguousarray(np.concatenate(self._tables).T)
+
+    def doc_ids(self) -> pa.Array:
+        return pa.concat_arrays(self._ids) if self._ids else pa.nulls(0, pa.string())
+
+
+def _stretches(texts: pa.LargeStringArray, near: npt.NDArray[np.int64]) -> pa.Array:
+    """The texts of the near matches."""
+    data, _ = arrow_buffers(texts)
+    return pa.array([data[begin:end].tobytes() for begin, end in near[:, 5:]], type=pa.large_binary()).cast(
+        pa.large_string()
+    )
+
+
+def scan_texts(
+    texts: pa.LargeStringArray, index: Index
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
+    """Return the runs, the near matches and their similarities in an array of texts, and the number of tokens scanned.
+
+    The columns are those of `kernels.scan`: int64[n_runs, 9] and int64[n_near, 7], in the order of the texts.
     """
     data, offsets = arrow_buffers(texts)
-    fold_arrays = (index.fold.ascii_code, index.fold.kind, index.fold.start, index.fold.codes)
-    buffer = np.empty((_FIRST_CAPACITY, 6), dtype=np.int64)
+    capacity = _FIRST_CAPACITY
     # Zeroed memory that is never touched costs nothing, and few postings are ever found.
-    latest = np.zeros((len(index.posting_field), 2), dtype=np.int64)
-    found, first, total = [], 0, 0
-    while first < len(texts):
-        n_runs, following, scanned = kernels.scan(
-            data, offsets, first, fold_arrays, index.arrays, index.n, index.lengths, index.powers, latest, buffer
-        )
-        found.append(buffer[:n_runs].copy())
+    memory = (
+        np.zeros((len(index.posting_field), 2), dtype=np.int64),
+        np.zeros((len(index.seed_field), 2), dtype=np.int64),
+        np.zeros(int(index.field_bounds[-1]) + 1, dtype=np.int64),
+    )
+    found: list[tuple[npt.NDArray[Any], ...]] = []
+    first, total = 0, 0
+    while first < len(texts) or not found:
+        runs, near = np.empty((capacity, 9), dtype=np.int64), np.empty((capacity, 7), dtype=np.int64)
+        similarities = np.empty(capacity)
+        n_runs, n_near, following, scanned = kernels.scan(
+            data, offsets, first, index.fold_arrays, index.n_modes, index.arrays, index.seed_arrays, index.n,
+            index.lengths, index.powers, index.weights, memory, runs, near, similarities,
+        )  # fmt: skip
+        found.append((runs[:n_runs], near[:n_near], similarities[:n_near]))
         total += scanned
-        if following == first:  # the runs of one document do not fit
-            buffer = np.empty((2 * len(buffer), 6), dtype=np.int64)
+        if following == first:  # what was found in one document does not fit
+            capacity *= 2
         first = following
-    return np.concatenate(found) if found else np.empty((0, 6), dtype=np.int64), total
+    all_runs, all_near, all_similarities = (np.concatenate(column) for column in zip(*found, strict=True))
+    return all_runs, all_near, all_similarities, total

@@ -123,6 +123,21 @@ class ShardCounts:
         self.n_bad += len(bad)
         return batch if n_documents == len(batch) else batch.filter(pc.invert(pc.or_(is_empty, is_too_large)))
 
+    @classmethod
+    def total(cls, parts: Sequence[ShardCounts]) -> ShardCounts:
+        """Add up what was counted in the parts of a file, in their order (see `moved`)."""
+        total = cls()
+        for name, value in vars(total).items():
+            values = [getattr(part, name) for part in parts]
+            if isinstance(value, list):
+                setattr(total, name, [row for rows in values for row in rows][:MAX_KEPT_BAD_ROWS])
+            elif isinstance(value, Counter):
+                for one in values:
+                    value.update(one)  # keeps zeros, which a sum would not
+            else:
+                setattr(total, name, sum(values))
+        return total
+
     def moved(self, n_rows: int) -> ShardCounts:
         """Return the same counts with all row numbers raised by `n_rows`, for a part of a file (see `row_offsets`)."""
         if not n_rows:

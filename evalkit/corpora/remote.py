@@ -370,6 +370,7 @@ def _is_final(error: BaseException) -> bool:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
+    # What is not there, or must not be read, is so the next time, too; and so are mistakes in the program.
     final = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
     mistakes = (TypeError, ValueError, AttributeError, ImportError, InputError)
     return isinstance(error, (*final, *mistakes)) or type(error).__name__ in _FINAL_ERRORS

@@ -52,8 +52,8 @@ AUDIT_RECORD: Final = "audit.json"
 _SAVED_DATASET: Final = "state.json"
 """What says that a folder was saved by `datasets`, which may have left caches beside the data."""
 
-_DESCRIPTIONS: Final = frozenset({_SAVED_DATASET, "dataset_info.json", "dataset_dict.json"})
-"""What `datasets` writes about its data; no one misses them."""
+_DESCRIPTIONS: Final = frozenset({_SAVED_DATASET, "dataset_info.json", "dataset_dict.json", "clean.json"})
+"""What `datasets` and a cleaned corpus say of their data; no one misses them."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import lzma
 import os
 import zlib
@@ -228,7 +229,16 @@ def _decompress(
 def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes | None]]:
     r"""Split bytes into lines at `\n`, and yield them in lists of about `BLOCK_BYTES`, without their line breaks.
 
-    A line longer than `MAX_LINE_BYTES` is None. What follows the last line break is a line too, unless it is
+    For lines that are too long, and for errors, see `split_blocks`.
+    """
+    for block in split_blocks(chunks):
+        yield [None] if block is None else [*block.removesuffix(b"\n").split(b"\n")]
+
+
+def split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
+    r"""Join bytes into blocks of about `BLOCK_BYTES`, cut only after a `\n`.
+
+    A line longer than `MAX_LINE_BYTES` comes out as None. What follows the last line break is a line too, unless it is
     nothing. When `chunks` fails with one of `READ_ERRORS`, the complete lines before that still come out, then the
     error.
     """
@@ -253,27 +263,34 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes | None]]:
                 tail.append(chunk[end:])
                 tail_bytes += len(chunk) - end
             if tail_bytes > MAX_LINE_BYTES:
-                yield [*_lines(body), None]
+                yield from _blocks(body)
+                yield None
                 body, body_bytes, tail, tail_bytes = [], 0, [], 0
                 too_long = True
             elif body_bytes >= BLOCK_BYTES:
-                yield _lines(body)
+                yield from _blocks(body)
                 body, body_bytes = [], 0
     except READ_ERRORS as error:
         failure = error
         tail = []
-    if body or tail:
-        yield _lines([*body, *tail])
+    yield from _blocks([*body, *tail])
     if failure is not None:
         raise failure
 
 
-def _lines(parts: list[bytes]) -> list[bytes | None]:
-    """Split joined parts into lines; the empty remainder after a final line break is no line."""
+def _blocks(parts: list[bytes]) -> Iterator[bytes | None]:
+    """Join parts into a block, and cut it where a line is too long; nothing is no block."""
     block = b"".join(parts)
-    lines: list[bytes | None] = [*block.split(b"\n")]
-    if not lines[-1]:
-        lines.pop()
-    if len(block) > MAX_LINE_BYTES:
-        lines = [line if line is not None and len(line) <= MAX_LINE_BYTES else None for line in lines]
-    return lines
+    if len(block) <= MAX_LINE_BYTES:
+        if block:
+            yield block
+        return
+    for is_too_long, lines in itertools.groupby(io.BytesIO(block), _is_too_long):
+        if is_too_long:
+            yield from (None for _ in lines)
+        else:
+            yield b"".join(lines)
+
+
+def _is_too_long(line: bytes) -> bool:
+    return len(line.removesuffix(b"\n")) > MAX_LINE_BYTES

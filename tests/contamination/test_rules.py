@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 import pytest
@@ -24,7 +25,7 @@ OWN = {
 def test_all_rules_that_ship_load_and_name_their_source():
     rules = load_rules(rule_names())
     assert {"gpt3-clean", "llama3"} <= {rule.name for rule in rules}
-    assert all("arXiv:" in rule.source for rule in rules)
+    assert all(re.search(r"arXiv:\d|https://|\d{4}, ", rule.source) for rule in rules)
 
 
 def test_a_rule_of_ones_own_loads_by_path(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 import unicodedata
 from collections import defaultdict
@@ -66,39 +67,47 @@ def runs(document, field, n, *, every=False):
     return found
 
 
-def pieces(documents, wanted, n):
-    """For each sequence in `wanted` (key to words): {document: [(first word, words), ...]}, all common stretches.
+@functools.cache
+def stretches(documents, fields, n):
+    """For each key of `fields` ((key, words), ...): {document: [(place in it, place in the field, words), ...]}.
 
-    Of at least n words, or of the whole sequence where it is shorter; found by looking at every window.
+    All maximal common stretches of at least n words, or of the whole field where it is shorter; found by looking at
+    every window.
     """
-    windows, lengths = defaultdict(list), set()
-    for key, sequence in wanted.items():
-        size = min(n, len(sequence))
+    windows, lengths, sizes = defaultdict(list), set(), {}
+    for key, sequence in fields:
+        size = sizes[key] = min(n, len(sequence))
         lengths.add(size)
         for place in range(len(sequence) - size + 1):
-            windows[tuple(sequence[place : place + size])].append((key, place))
+            windows[sequence[place : place + size]].append((key, place))
     found = defaultdict(lambda: defaultdict(set))
     for number, text in enumerate(documents):
         sequence = words(text)
         for size in lengths:
             for i in range(len(sequence) - size + 1):
-                for key, place in windows.get(tuple(sequence[i : i + size]), ()):
-                    if min(n, len(wanted[key])) == size:
+                for key, place in windows.get(sequence[i : i + size], ()):
+                    if sizes[key] == size:
                         found[key][number].add((i, place, size))
     return {
         key: {number: sorted(_grow(hits)) for number, hits in by_document.items()} for key, by_document in found.items()
     }
 
 
+def in_common(documents, sequences, n):
+    """The stretches of all fields that have n words, and of all questions."""
+    fields = ((key, one) for key, one in sequences.items() if len(one) >= n or (one and key[1] == "question"))
+    return stretches(tuple(documents), tuple(fields), n)
+
+
 def _grow(hits):
-    """Join windows that follow each other word by word into stretches (first word of the field, words)."""
+    """Join windows that follow each other word by word into stretches."""
     for i, place, size in hits:
         if (i - 1, place - 1, size) in hits:
             continue
         more = 0
         while (i + more + 1, place + more + 1, size) in hits:
             more += 1
-        yield place, size + more
+        yield i, place, size + more
 
 
 def percentile_low(sizes, percent):
@@ -107,11 +116,49 @@ def percentile_low(sizes, percent):
     return ordered[int(percent / 100 * (len(ordered) - 1))]
 
 
-def assess(documents, fields, rule):
+def boilerplate(documents, fields, n):
+    """The stretches (key, document, place, words) that are phrases of many texts, or pass through the corpus.
+
+    `fields` is as `assess` takes it.
+    """
+    sequences = {key: words(text) for key, text in fields.items() if words(text)}
+    wanted = {key: one for key, one in sequences.items() if len(one) >= n or key[1] == "question"}
+    texts = defaultdict(set)
+    for key, sequence in wanted.items():
+        for _, gram in _grams(sequence, n):
+            texts[gram].add(sequence if len(sequence) >= n else key)
+    found = in_common(documents, sequences, n)
+    hits, passing = defaultdict(int), defaultdict(int)
+    for key, by_document in found.items():
+        for some in by_document.values():
+            covered = {p + k for _, p, size in some for k in range(size)}
+            for _, place, size in some:
+                for k in range(place, place + size - min(n, len(wanted[key])) + 1):
+                    hits[key, k] += 1
+                    passing[key, k] += 2 * len(covered) < len(wanted[key])
+    ignored = set()
+    for key, by_document in found.items():
+        grams = dict(_grams(wanted[key], n))
+        for d, some in by_document.items():
+            for _, place, size in some:
+                mine = range(place, place + size - min(n, len(wanted[key])) + 1)
+                common = [len(texts[grams[k]]) >= 10 for k in mine]
+                often = [passing[key, k] >= 10 and passing[key, k] >= 0.9 * hits[key, k] for k in mine]
+                if all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True))):
+                    ignored.add((key, d, place, size))
+    return ignored
+
+
+def _grams(sequence, n):
+    width = min(n, len(sequence))
+    return [(k, sequence[k : k + width]) for k in range(len(sequence) - width + 1)]
+
+
+def assess(documents, fields, rule, ignored=frozenset()):
     """Apply a rule, given as the mapping that its YAML file holds, to texts.
 
     `fields` maps (doc_hash, name) to a text. Returns for each field that the rule can judge: its contamination, whether
-    it is dirty, and in how many documents it was seen.
+    it is dirty, and in how many documents it was seen. Stretches that are `ignored` (see `boilerplate`) do not count.
     """
     sequences = {key: words(text) for key, text in fields.items()}
     n = rule["n"]
@@ -125,10 +172,43 @@ def assess(documents, fields, rule):
             continue
         if len(sequence) >= n or (key[1] == "question" and len(sequence) >= rule.get("shortest_question", 1)):
             wanted[key] = sequence
-    found = pieces(documents, wanted, n)
+    measures = {"edit_similarity": _similarities, "weighted_overlap": _overlaps}
+    if rule["measure"] in measures:
+        least = rule["threshold"]
+        more = ignored if rule["measure"] == "edit_similarity" else least
+        values = measures[rule["measure"]](documents, wanted, sequences, more)
+        return {
+            key: (
+                max(some.values(), default=0.0),
+                any(one >= least for one in some.values()),
+                sum(one >= least for one in some.values()),
+            )
+            for key, some in values.items()
+        }
+    # A match with skips begins with ten words that do not differ.
+    is_skipping = rule["measure"] == "skipgram_coverage"
+    found = in_common(documents, sequences, min(n, 10) if is_skipping else n)
     result = {}
     for key, sequence in wanted.items():
-        seen = found.get(key, {})
+        seen = {
+            d: kept
+            for d, some in found.get(key, {}).items()
+            if (kept := [one for one in some if (key, d, *one[1:]) not in ignored])
+        }
+        if rule["measure"] == "common_subsequence":
+            values = {
+                d: max(_in_order(sequence, words(documents[d]), *one) for one in some) for d, some in seen.items()
+            }
+            value, least = max(values.values(), default=0.0), rule["threshold"]
+            result[key] = value, value >= least, sum(one >= least for one in values.values())
+            continue
+        if is_skipping:
+            seen = {
+                d: [(i, p, _skipping(sequence, words(documents[d]), i, p, size)) for i, p, size in some]
+                for d, some in seen.items()
+            }
+            seen = {d: [one for one in some if one[2] >= min(n, len(sequence))] for d, some in seen.items()}
+        seen = {d: [one[1:] for one in some] for d, some in seen.items()}
         if rule["measure"] == "whole_field":
             seen = {d: [one for one in some if one[1] == len(sequence)] for d, some in seen.items()}
         if rule["measure"] == "substring":
@@ -158,6 +238,185 @@ def _measure(rule, size, n, seen):
         else:
             shares.append(len({p + k for p, length in some for k in range(length)}) / size)
     return max(shares, default=0.0)
+
+
+def _skipping(field, document, i, place, size):
+    """Words from there to the last common one before a fifth that differs."""
+    end, n_different = size, 0
+    while size >= 10 and place + size < len(field) and i + size < len(document) and n_different <= 4:
+        size += 1
+        if field[place + size - 1] == document[i + size - 1]:
+            end = size
+        else:
+            n_different += 1
+    return end
+
+
+def _in_order(field, document, i, place, size):
+    """Longest common subsequence around a match, as a share of the shorter of the two."""
+    around = document[max(0, i - len(field)) : i + size + len(field)]
+    before = [0] * (len(around) + 1)
+    for word in field:
+        now = [0]
+        for b, other in enumerate(around):
+            now.append(before[b] + 1 if word == other else max(before[b + 1], now[b]))
+        before = now
+    return max(before[-1], size) / min(len(field), len(document))
+
+
+def _similarities(documents, wanted, sequences, ignored):
+    """For each field and document the largest share of the field that stands there in one unedited or edited copy."""
+    exact = {key: one for key, one in in_common(documents, sequences, 8).items() if key in wanted}
+    values = {key: defaultdict(float) for key in wanted}
+    weigh = _weights(sequences)
+    for key, by_document in exact.items():
+        weights = [weigh[word] for word in wanted[key]]
+        for d, some in by_document.items():
+            kept = [one[1:] for one in some if (key, d, *one[1:]) not in ignored]
+            values[key][d] = max((sum(weights[place : place + size]) for place, size in kept), default=0) / sum(weights)
+    for key, d, similarity, _, _ in near_matches(tuple(documents), tuple(sequences.items())):
+        if key in wanted:
+            values[key][d] = max(values[key][d], similarity)
+    return values
+
+
+def _weights(sequences):
+    """Inverse document frequency of each word among the fields that an audit looks for."""
+    fields = [one for (_, name), one in sequences.items() if len(one) >= 8 or (one and name == "question")]
+    counts = defaultdict(int)
+    for field in fields:
+        for word in set(field):
+            counts[word] += 1
+    return {word: math.log((len(fields) + 1) / count) for word, count in counts.items()}
+
+
+@functools.cache
+def near_matches(documents, fields):
+    """List (key, document, similarity, first word, end) of the stretches that hold an edited or reordered copy."""
+    sequences, matches = dict(fields), []
+    weigh = _weights(sequences)
+    places = defaultdict(int)
+    for sequence in sequences.values():
+        for k in range(len(sequence) - 4 if len(sequence) >= 8 else 0):
+            places[tuple(sequence[k : k + 5])] += 1
+    close = stretches(documents, tuple((key, one) for key, one in fields if len(one) >= 8), 5)
+    for key, by_document in close.items():
+        field = sequences[key]
+        for d, some in by_document.items():
+            rare = [
+                (i, place, size)
+                for i, place, size in some
+                if any(places[tuple(field[k : k + 5])] <= 32 for k in range(place, place + size - 4))
+            ]
+            weights = [weigh[word] for word in field]
+            for low, high, covered in _near(field, rare, weights, len(words(documents[d]))):
+                text = words(documents[d])[low:high]
+                similarity = 1 - _least_cost(field, text, weights) / sum(weights)
+                if similarity >= 0.5 - 1e-9 or covered >= 0.6:
+                    matches.append((key, d, similarity, low, high + 100))
+    return matches
+
+
+def _overlaps(documents, wanted, sequences, threshold):
+    """decon's score of each question."""
+    questions = [sequence for (_, name), sequence in sequences.items() if name == "question" and sequence]
+    answers = {key: one for key, one in sequences.items() if key[1] not in ("question", "passage") and one}
+    passages = {key: one for key, one in sequences.items() if key[1] == "passage" and len(one) >= 8}
+    shares = _similarities(documents, passages, sequences, frozenset())
+    of_questions = _rarity(questions, 5)
+    of_answers = _rarity([one for one in answers.values() if len(one) > 3], 3)
+    by_item = defaultdict(list)
+    for (item, _), answer in answers.items():
+        by_item[item].append(answer)
+    values = {key: defaultdict(float) for key in wanted}
+    for key, d, _, low, high in near_matches(tuple(documents), tuple(sequences.items())):
+        if key not in wanted:
+            continue
+        item, _ = key
+        text = words(documents[d])[low:high]
+        n_passage = len(sequences.get((item, "passage"), ()))
+        passage = shares.get((item, "passage"), {}).get(d, 0.0)
+        for answer in by_item[item] or [()]:
+            value = _overlap(wanted[key], answer, n_passage, text, passage, of_questions, of_answers, threshold)
+            values[key][d] = max(values[key][d], value)
+    return values
+
+
+def _rarity(texts, n):
+    counts = defaultdict(int)
+    for text in texts:
+        for one in {text[k : k + n] for k in range(len(text) - n + 1)}:
+            counts[one] += 1
+    return {one: math.log(len(texts) / count) for one, count in counts.items()}
+
+
+def _overlap(question, answer, n_passage, text, passage, of_questions, of_answers, threshold):
+    wanted = {question[k : k + 5] for k in range(len(question) - 4)}
+    found = {text[k : k + 5] for k in range(len(text) - 4)} & wanted
+    whole = sum(of_questions[one] for one in wanted)
+    asked = sum(of_questions[one] for one in found) / whole if whole else len(found) / len(wanted)
+    size = len(question) + len(answer) + n_passage
+    required = 1.0 if size <= 20 else threshold if size >= 50 else 1 - (1 - threshold) * (size - 20) / 30
+    if asked < (required - 0.3) / 0.7 - 1e-9:
+        return 0.0
+    after = text[max(k + 5 for k in range(len(text) - 4) if text[k : k + 5] in wanted) :]
+    answered = 0.0
+    if 0 < len(answer) <= 3:
+        after = after[:50]
+        answered = float(any(after[k : k + len(answer)] == answer for k in range(len(after))))
+    elif answer:
+        after = after[: max(100, 2 * len(answer))]
+        parts = {answer[k : k + 3] for k in range(len(answer) - 2)}
+        there = parts & {after[k : k + 3] for k in range(len(after) - 2)}
+        whole = sum(of_answers[one] for one in parts)
+        answered = sum(of_answers[one] for one in there) / whole if whole else len(there) / len(parts)
+    shares = {
+        (True, True): (0.7, 0.2, 0.1),
+        (True, False): (0.75, 0.25, 0.0),
+        (False, True): (0.85, 0.0, 0.15),
+        (False, False): (1.0, 0.0, 0.0),
+    }
+    q, a, p = shares[bool(answer), bool(n_passage)]
+    if (answer or n_passage) and len(wanted) < 20:
+        lost = q * (1 - (0.5 + 0.5 * len(wanted) / 20))
+        others = bool(answer) + bool(n_passage)
+        q, a, p = q - lost, a + lost / others * bool(answer), p + lost / others * bool(n_passage)
+    if 0 < len(answer) < 4:
+        lost = a * (1 - (0.5 + 0.5 * len(answer) / 4))
+        q, a = q + lost, a - lost
+    total = q * asked + a * answered + p * passage
+    return 1.0 if total > 1 - 1e-9 else min(1.0, total * threshold / required)
+
+
+def _near(field, seeds, weights, n_words):
+    """Where the seeds that lie close together cover 40% of the field: the words that are compared."""
+    groups = []
+    for i, place, size in sorted(seeds):
+        reached = max((a + c for a, _, c in groups[-1]), default=0) if groups else 0
+        if not groups or i > reached + max(20, len(field) // 2):
+            groups.append([])
+        groups[-1].append((i, place, size))
+    for group in groups:
+        covered = {p + k for _, p, size in group for k in range(size)}
+        share = sum(weights[k] for k in covered) / sum(weights)
+        if len(covered) < 0.4 * len(field) or share < 0.3:
+            continue
+        low = max(min(i - p for i, p, _ in group), group[0][0] - len(field))
+        high = min(max(i - p + len(field) for i, p, _ in group), max(i + size for i, _, size in group) + len(field))
+        margin = max(16, len(field) // 4)
+        yield max(0, low - margin), min(n_words, high + margin), share
+
+
+def _least_cost(field, text, weights):
+    """Least weight of the words to insert, delete or replace so that the field stands somewhere in the text."""
+    insertion = sum(weights) / len(field)
+    before = [0.0] * (len(text) + 1)
+    for word, weight in zip(field, weights, strict=True):
+        now = [before[0] + weight]
+        for b, other in enumerate(text):
+            now.append(min(before[b] + (word != other) * weight, before[b + 1] + weight, now[b] + insertion))
+        before = now
+    return min(before)
 
 
 def _samples(key, text, rule, shortest):

@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -13,7 +14,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalkit.corpora import documents, find_shards, read_shard, streams
+from evalkit.corpora import documents, find_shards, jsonl, read_shard, streams
 from evalkit.corpora.shards import Shard
 from evalkit.errors import InputError
 from tests.corpora.formats import (
@@ -39,6 +40,14 @@ UNICODE = [
     "\x00",
     "a\r\nb",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_in_large_files():
+    """Leave to the compiled loop what it would take in a large file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "_FEW_BYTES", 0)
+        yield
 
 
 def one_row(tmp_path, line: bytes) -> str:
@@ -210,11 +219,23 @@ def test_lines_do_not_depend_on_how_the_bytes_arrive(data, chunk_bytes, block_by
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "MAX_LINE_BYTES", 20)
         patch.setattr(streams, "BLOCK_BYTES", block_bytes)
-        lines = [line for block in streams.split_lines(chunks) for line in block]
+        blocks = list(streams.split_blocks(chunks))
     expected = data.split(b"\n")
     if not expected[-1]:
         expected.pop()
+    assert all(block.endswith(b"\n") for block in blocks[:-1] if block is not None)
+    lines = [line for block in blocks for line in ([None] if block is None else block.removesuffix(b"\n").split(b"\n"))]
     assert lines == [line if len(line) <= 20 else None for line in expected]
+
+
+def test_a_small_file_is_read_without_loading_the_compiler(tmp_path):
+    shard = write(tmp_path / "f.jsonl", json_lines([{"text": "a"}] * 100))
+    code = (
+        "import sys; from evalkit.corpora import find_shards, read_shard; [shard] = find_shards(sys.argv[1:]); "
+        "print(sum(map(len, read_shard(shard))), 'numba' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, shard.path], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["100", "False"]
 
 
 def test_a_file_of_bad_rows_keeps_all_counts_and_the_first_reasons(tmp_path, monkeypatch):

@@ -1,0 +1,290 @@
+"""What an audit has found, and what the rules make of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
+from evalkit.contamination.evaluate import FieldScores, Runs, evaluate, ngram_lengths
+from evalkit.contamination.index import Index
+from evalkit.contamination.overlap import weighted_overlap
+from evalkit.contamination.rules import Rule
+from evalkit.contamination.scan import ShardRuns
+from evalkit.corpora.documents import BadRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class BenchmarkSummary:
+    """How many items of one benchmark one rule finds dirty.
+
+    An item is dirty when any of its fields is.
+
+    Attributes
+    ----------
+    benchmark, rule, n
+        The benchmark, the rule, and the rule's length of an n-gram in tokens.
+    n_items
+        Items that the rule could judge.
+    n_without_text
+        Items that it could not, since they have no text to look for; they are not among `n_items`.
+    n_dirty
+        Dirty items.
+    n_dirty_short
+        Those of them that are dirty by nothing but a question shorter than `n` tokens, which may be a common phrase.
+    n_documents
+        Documents that make an item dirty.
+    n_boilerplate
+        Further items that would be dirty if boilerplate counted.
+    """
+
+    benchmark: str
+    rule: str
+    n: int
+    n_items: int
+    n_without_text: int
+    n_dirty: int
+    n_dirty_short: int
+    n_documents: int
+    n_boilerplate: int
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found; the tables are in `directory`.
+
+    `bad_rows` holds the first 10,000 unreadable rows of each file, `n_bad_rows` counts them all. `canaries` are the
+    canary strings found, with the number of documents that hold each. `n_by_kind` counts the rows that are no
+    documents; no row at all has a text in the `columns_without_text`.
+    """
+
+    directory: Path
+    summaries: tuple[BenchmarkSummary, ...]
+    n_files: int
+    n_documents: int
+    n_empty: int
+    n_bytes: int
+    n_corpus_tokens: int
+    n_matches: int
+    n_boilerplate: int
+    n_bad_rows: int
+    bad_rows: tuple[BadRow, ...]
+    seconds: float
+    canaries: Mapping[str, int]
+    n_by_kind: Mapping[str, int]
+    columns_without_text: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per benchmark and rule."""
+        import pandas as pd
+
+        frame = pd.DataFrame([vars(summary) for summary in self.summaries])
+        return frame.assign(share=frame.n_dirty / frame.n_items.clip(lower=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("summaries", "bad_rows")},
+            "directory": str(self.directory),
+            "summaries": [vars(summary) for summary in self.summaries],
+            "bad_rows": [vars(row) for row in self.bad_rows[:100]],
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was looked for, what was found, and what the rules make of it.
+
+    Attributes
+    ----------
+    benchmarks
+        What was looked for; the last one are the canaries, which no rule judges.
+    rules, index, found
+        The rules, the index of the benchmarks, and what the scan found in each corpus file.
+    runs
+        All of that as one set of columns.
+    scores, overlaps
+        For each rule what it says, and for those with such a measure the weighted overlaps.
+    boilerplate, ignored
+        Which runs are boilerplate, and which do not count for that reason.
+    text_column, id_column
+        As `read_shard` took them.
+    """
+
+    benchmarks: Sequence[Benchmark]
+    rules: Sequence[Rule]
+    index: Index
+    found: Sequence[ShardRuns]
+    runs: Runs
+    scores: Mapping[str, FieldScores]
+    overlaps: Mapping[str, npt.NDArray[np.float64]]
+    boilerplate: Boilerplate
+    ignored: npt.NDArray[np.bool_]
+    text_column: str | Sequence[str]
+    id_column: str | None
+
+    @property
+    def is_canary(self) -> npt.NDArray[np.bool_]:
+        """Whether each run is the whole of a canary."""
+        is_canary = np.array([field.name == CANARY for field in self.index.fields], dtype=bool)
+        is_whole = self.runs.n_tokens == self.index.field_sizes[self.runs.fields]
+        return np.asarray(is_canary[self.runs.fields] & is_whole)
+
+
+def apply_rules(
+    rules: Sequence[Rule],
+    benchmarks: Sequence[Benchmark],
+    index: Index,
+    found: Sequence[ShardRuns],
+    *,
+    keep_boilerplate: bool,
+    text_column: str | Sequence[str],
+    id_column: str | None,
+) -> Findings:
+    """Apply rules to what a scan has found; see `Findings` for the arguments."""
+    runs = _join_runs(found, index)
+    boilerplate = find_boilerplate(index, runs)
+    ignored = np.zeros(len(runs), dtype=bool) if keep_boilerplate else boilerplate.runs
+    near_texts = pa.concat_arrays([one.near.texts for one in found])
+    overlaps = {
+        rule.name: weighted_overlap(rule, benchmarks, index, near_texts, runs)
+        for rule in rules
+        if rule.measure == "weighted_overlap"
+    }
+    scores = {
+        rule.name: evaluate(rule, index, runs, ignored=ignored, overlaps=overlaps.get(rule.name)) for rule in rules
+    }
+    return Findings(
+        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, text_column, id_column
+    )
+
+
+def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
+    """Put the runs of all shards, and then their near matches, into one set of columns.
+
+    Documents are numbered over the whole corpus.
+    """
+    n_rows = [int(max(one.rows.max(initial=-1), one.near.rows.max(initial=-1))) + 1 for one in found]
+    offsets = np.cumsum([0, *n_rows[:-1]])
+    near = [one.near for one in found]
+
+    def column(name: str, of_near: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        return np.concatenate([*(getattr(one, name) for one in found), *of_near])
+
+    nothing = [np.zeros(len(one.rows), dtype=np.int64) for one in near]
+    n_runs = sum(len(one.rows) for one in found)
+    n_edits = np.concatenate([np.full(n_runs, -1), *(one.n_edits for one in near)])
+    fields, places = column("fields", [one.fields for one in near]), column("places", nothing)
+    n_tokens = column("n_tokens", [np.maximum(index.field_sizes[one.fields] - one.n_edits, 0) for one in near])
+    begin = (index.field_bounds[fields] + places)[:n_runs]
+    weights = _sums(index.weights, begin, begin + n_tokens[:n_runs])
+    whole = _sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
+    return Runs(
+        documents=np.concatenate(
+            [
+                *(one.rows + offset for one, offset in zip(found, offsets, strict=True)),
+                *(one.near.rows + offset for one, offset in zip(found, offsets, strict=True)),
+            ]
+        ),
+        fields=fields,
+        places=places,
+        n_tokens=n_tokens,
+        n_skipping=column("n_skipping", nothing),
+        n_in_order=column("n_in_order", nothing),
+        n_document_tokens=column("n_document_tokens", nothing),
+        n_edits=n_edits,
+        similarities=np.concatenate([weights / whole[fields[:n_runs]], *(one.similarities for one in near)]),
+        starts=column("starts", [one.starts for one in near]),
+        ends=column("ends", [one.ends for one in near]),
+    )
+
+
+def _sums(
+    values: npt.NDArray[np.float64], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Sum of each stretch [begin, end), none of them empty."""
+    if not len(begin):
+        return np.empty(0)
+    return np.asarray(np.add.reduceat(np.append(values, 0.0), np.stack([begin, end], axis=1).ravel())[::2])
+
+
+def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
+    """Count what was found for the audit in the directory `out`."""
+    index, runs, found = findings.index, findings.runs, findings.found
+    of_benchmark = np.array([field.benchmark for field in index.fields])
+    of_item = np.array([field.item for field in index.fields])
+    is_question = np.array([field.name == QUESTION for field in index.fields])
+    unfiltered = findings.scores
+    if findings.ignored.any():
+        unfiltered = {
+            rule.name: evaluate(rule, index, runs, overlaps=findings.overlaps.get(rule.name)) for rule in findings.rules
+        }
+    lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}
+    summaries = []
+    for b, benchmark in enumerate(findings.benchmarks[:-1]):
+        for rule in findings.rules:
+            score, mine = findings.scores[rule.name], of_benchmark == b
+            with_boilerplate = unfiltered[rule.name].dirty & mine
+            is_dirty = score.dirty & mine
+            is_short = is_question & (index.field_sizes < lengths[rule.name])
+            counted = score.counts & is_dirty[runs.fields]
+            n_items = len(np.unique(of_item[mine & score.assessed]))
+            n_dirty = len(np.unique(of_item[is_dirty]))
+            summaries.append(
+                BenchmarkSummary(
+                    benchmark=benchmark.name,
+                    rule=rule.name,
+                    n=int(lengths[rule.name][mine].max(initial=rule.n)),
+                    n_items=n_items,
+                    n_without_text=len(benchmark.items) - n_items,
+                    n_dirty=n_dirty,
+                    n_dirty_short=n_dirty - len(np.unique(of_item[is_dirty & ~is_short])),
+                    n_documents=len(np.unique(runs.documents[counted])),
+                    n_boilerplate=len(np.unique(of_item[with_boilerplate])) - n_dirty,
+                )
+            )
+    return AuditResult(
+        directory=out,
+        summaries=tuple(summaries),
+        n_files=len(found),
+        n_documents=sum(one.counts.n_documents for one in found),
+        n_empty=sum(one.counts.n_empty for one in found),
+        n_bytes=sum(one.n_bytes for one in found),
+        n_corpus_tokens=sum(one.n_corpus_tokens for one in found),
+        n_matches=int((runs.n_edits < 0).sum()),
+        n_boilerplate=int(findings.ignored.sum()),
+        n_bad_rows=sum(one.counts.n_bad for one in found),
+        bad_rows=tuple(row for one in found for row in one.counts.bad_rows),
+        seconds=seconds,
+        canaries=_canaries(findings),
+        n_by_kind=dict(sum((one.counts.n_by_kind for one in found), start=Counter())),
+        columns_without_text=_columns_without_text(found),
+    )
+
+
+def _columns_without_text(found: Sequence[ShardRuns]) -> tuple[str, ...]:
+    """The columns asked for in which no row of the corpus has a text."""
+    n_texts: dict[str, int] = {}
+    for one in found:
+        for column, n in one.counts.n_texts_by_field.items():
+            n_texts[column] = n_texts.get(column, 0) + n
+    return tuple(column for column, n in n_texts.items() if not n)
+
+
+def _canaries(findings: Findings) -> dict[str, int]:
+    """How many documents hold each canary that was found."""
+    runs, which = findings.runs, findings.is_canary
+    names = [findings.index.fields[field].doc_hash for field in runs.fields[which]]
+    pairs = set(zip(names, runs.documents[which].tolist(), strict=True))
+    return dict(Counter(name for name, _ in sorted(pairs)))

@@ -1,0 +1,254 @@
+"""The files of an audit: its tables, the list of the rows that could not be read, and the record that comes last."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+import evalkit
+from evalkit import tables
+from evalkit.contamination.boilerplate import MANY
+from evalkit.contamination.findings import AuditResult, Findings
+from evalkit.contamination.kernels import SIMILAR
+from evalkit.contamination.normalise import VERSION
+from evalkit.contamination.recorded import NEAR_SUFFIX, write
+from evalkit.contamination.rules import CLEAN, DIRTY
+from evalkit.contamination.scan import ShardRuns
+from evalkit.contamination.texts import TEXTS, texts_of
+from evalkit.corpora.fingerprints import METHOD as FINGERPRINTS
+from evalkit.corpora.fingerprints import dataset_identity, join_hashes
+from evalkit.corpora.hub import DatasetPart
+from evalkit.corpora.shards import AUDIT_RECORD
+from evalkit.errors import InputError
+from evalkit.files import atomic_path, to_json
+from evalkit.progress import warn
+
+BAD_ROWS: Final = "bad_rows.jsonl"
+
+SCAN: Final = "scan.parquet"
+"""What the scan has recorded, from which other rules can be applied without the corpus."""
+
+
+def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
+    """Write the audit beside its place, whole, before anything of an earlier one is touched.
+
+    The earlier record goes before the first table is replaced, and the new one comes last, so that a killed write
+    is seen as unfinished: a directory without the record is no audit.
+    """
+    places = _document_places(findings.found)
+    built = (
+        (tables.MATCHES, _matches(findings, places)),
+        (tables.ITEMS, _items(findings, places)),
+        (tables.DOCUMENTS, _documents(findings, places)),
+        (TEXTS, texts_of(findings.benchmarks)),
+    )
+    with contextlib.ExitStack() as stack:  # what is entered last takes its place first
+        record = stack.enter_context(atomic_path(out / AUDIT_RECORD))
+        record.write_bytes(to_json(_record(findings, result), indent=True) + b"\n")
+        for table, data in built:
+            tables.write(stack.enter_context(atomic_path(out / f"{table.name}.parquet")), data, table)
+        near = stack.enter_context(atomic_path((out / SCAN).with_suffix(NEAR_SUFFIX)))
+        write(stack.enter_context(atomic_path(out / SCAN)), near, findings.found)
+        listed = [row for one in findings.found for row in (*one.counts.bad_rows, *one.counts.empty_rows)]
+        if listed:
+            rows = stack.enter_context(atomic_path(out / BAD_ROWS))
+            rows.write_bytes(b"".join(to_json(vars(row)) + b"\n" for row in listed))
+        (out / AUDIT_RECORD).unlink(missing_ok=True)
+        (out / BAD_ROWS).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """For every run, and then every near match, where its document is."""
+
+    corpus: pa.Array
+    file: pa.Array
+    row: np.ndarray[Any, np.dtype[np.int64]]
+    doc_id: pa.Array
+
+
+def _document_places(found: Sequence[ShardRuns]) -> _Places:
+    n_found = [*(len(one.rows) for one in found), *(len(one.near.rows) for one in found)]
+    numbers = np.repeat(np.tile(np.arange(len(found)), 2), n_found)
+    names = pa.array([str(one.shard.path) for one in found], type=pa.string())
+    corpora = pa.array([one.shard.corpus for one in found], type=pa.string())
+    return _Places(
+        corpus=corpora.take(pa.array(numbers)),
+        file=names.take(pa.array(numbers)),
+        row=np.concatenate([*(one.rows for one in found), *(one.near.rows for one in found)]),
+        doc_id=pa.concat_arrays(
+            [
+                *(one.doc_ids.cast(pa.string()) for one in found),
+                *(one.near.doc_ids.cast(pa.string()) for one in found),
+            ]
+        ),
+    )
+
+
+def _matches(findings: Findings, places: _Places) -> pa.Table:
+    """Every run and every edited copy, whatever the rules make of it."""
+    benchmarks, index, runs = findings.benchmarks, findings.index, findings.runs
+    which = pa.array(runs.fields)  # there can be millions of runs: no Python object for each
+    coverage = runs.n_tokens / index.field_sizes[runs.fields]
+
+    def of_field(values: list[str]) -> pa.Array:
+        return pa.array(values, type=pa.string()).take(which)
+
+    table = tables.from_columns(
+        tables.MATCHES,
+        {
+            "corpus": places.corpus,
+            "file": places.file,
+            "row": places.row,
+            "doc_id": places.doc_id,
+            "benchmark": of_field([benchmarks[field.benchmark].name for field in index.fields]),
+            "doc_hash": of_field([field.doc_hash for field in index.fields]),
+            "field": of_field([field.name for field in index.fields]),
+            "start": runs.starts,
+            "end": runs.ends,
+            "n_tokens": runs.n_tokens,
+            "coverage": coverage,
+            "n_edits": np.maximum(runs.n_edits, 0),
+        },
+    )
+    # A near match without edits is a run, too; one that is hardly similar is the trace of reordered text.
+    return table.filter(pa.array((runs.n_edits < 0) | ((runs.n_edits > 0) & (runs.similarities >= SIMILAR))))
+
+
+def _items(findings: Findings, places: _Places) -> pa.Table:
+    """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
+    index = findings.index
+    rows = []
+    for rule in findings.rules:
+        score = findings.scores[rule.name]
+        for f in np.flatnonzero(score.assessed):
+            field, best = index.fields[f], int(score.best_run[f])
+            benchmark = findings.benchmarks[field.benchmark]
+            rows.append(
+                {
+                    "benchmark": benchmark.name,
+                    "doc_hash": field.doc_hash,
+                    "field": field.name,
+                    "rule": rule.name,
+                    "contamination": float(score.contamination[f]),
+                    "label": DIRTY if score.dirty[f] else CLEAN,
+                    "n_documents": int(score.n_documents[f]),
+                    "best_document": f"{places.file[best]}:{places.row[best]}" if best >= 0 else None,
+                    "longest_match": int(score.longest[f]),
+                }
+            )
+    return tables.from_rows(tables.ITEMS, rows)
+
+
+_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
+
+
+def _documents(findings: Findings, places: _Places) -> pa.Table:
+    """The documents that make an item dirty, with the strictest action of the rules that say so."""
+    index, runs = findings.index, findings.runs
+    flagged: dict[int, dict[str, Any]] = {}
+    for rule in findings.rules:
+        score = findings.scores[rule.name]
+        for run in np.flatnonzero(score.counts & score.dirty[runs.fields]):
+            entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "keep", "reasons": {}})
+            benchmark = findings.benchmarks[index.fields[runs.fields[run]].benchmark].name
+            entry["reasons"][f"{rule.name}: {benchmark}"] = None
+            entry["action"] = max(entry["action"], rule.document_action, key=_SEVERITY.__getitem__)
+    for run in np.flatnonzero(findings.is_canary):
+        entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "drop", "reasons": {}})
+        entry["action"] = "drop"
+        entry["reasons"][f"canary: {index.fields[runs.fields[run]].doc_hash}"] = None
+    ordered = [flagged[document] for document in sorted(flagged)]
+    which = pa.array([entry["run"] for entry in ordered], type=pa.int64())
+    return tables.from_columns(
+        tables.DOCUMENTS,
+        {
+            "corpus": places.corpus.take(which),
+            "file": places.file.take(which),
+            "row": places.row[which.to_numpy(zero_copy_only=False)],
+            "doc_id": places.doc_id.take(which),
+            "action": [entry["action"] for entry in ordered],
+            "reasons": [list(entry["reasons"]) for entry in ordered],
+        },
+    )
+
+
+def _record(findings: Findings, result: AuditResult) -> dict[str, Any]:
+    """Everything needed to know what this audit says, and to do it again."""
+    index = findings.index
+    return {
+        "schema_version": ".".join(map(str, tables.VERSION)),
+        "evalkit": evalkit.__version__,
+        "python": platform.python_version(),
+        "normalisation_version": VERSION,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": result.seconds,
+        "rules": [rule.name for rule in findings.rules],
+        "rule_definitions": [vars(rule) for rule in findings.rules],
+        "index": {"n": index.n, "fingerprint": index.fingerprint, "n_fields": len(index.fields)}
+        | {"n_fields_not_indexed": index.n_not_indexed},
+        "boilerplate": {
+            "many": MANY,
+            "n_benchmark_ngrams": findings.boilerplate.n_benchmark,
+            "n_corpus_ngrams": findings.boilerplate.n_corpus,
+        },
+        "benchmarks": [
+            {
+                "name": b.name,
+                "source": b.source,
+                "n_items": len(b.items),
+                "n_duplicates": b.n_duplicates,
+                "definition": b.definition,
+                "n_missing": dict(b.n_missing),
+                "code_fields": sorted(b.code_fields),
+            }
+            for b in findings.benchmarks[:-1]
+        ],
+        "text_column": findings.text_column,
+        "id_column": findings.id_column,
+        "fingerprints": FINGERPRINTS,
+        "corpus": [
+            {
+                "corpus": one.shard.corpus,
+                "file": str(one.shard.path),
+                "size": one.shard.size,
+                "fingerprint": _fingerprint(one),
+                "n_documents": one.counts.n_documents,
+                "n_empty": one.counts.n_empty,
+                "n_bad_rows": one.counts.n_bad,
+            }
+            for one in findings.found
+        ],
+        "canaries": dict(result.canaries),
+        "summary": [vars(summary) for summary in result.summaries],
+        "totals": {
+            "n_documents": result.n_documents,
+            "n_empty": result.n_empty,
+            "n_bad_rows": result.n_bad_rows,
+            "n_bytes": result.n_bytes,
+            "n_tokens": result.n_corpus_tokens,
+            "n_matches": result.n_matches,
+            "n_boilerplate": result.n_boilerplate,
+            "n_rows_by_kind": dict(result.n_by_kind),
+        },
+    }
+
+
+def _fingerprint(found: ShardRuns) -> str | None:
+    """What tells this content of the file from others; None when nothing is known."""
+    path = found.shard.path
+    if isinstance(path, DatasetPart):
+        try:
+            return dataset_identity(path)
+        except InputError as error:  # hours of scanning are not lost for that
+            warn(f"what tells versions of the data set apart is not recorded: {error}")
+            return None
+    return join_hashes([found.pieces[start] for start in sorted(found.pieces)]) if isinstance(path, Path) else None

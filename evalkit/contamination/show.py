@@ -1,0 +1,315 @@
+"""Shows matches: the corpus document around the text that it shares with a benchmark item, beside that item."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import select
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import cached_property
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from evalkit import tables
+from evalkit.contamination.pairs import Pair, Pairs
+from evalkit.contamination.record import AuditDirectory
+from evalkit.contamination.tokens import find_words, tokens
+from evalkit.contamination.verify import Match, difference, is_code, readings
+from evalkit.corpora.rows import Document, Missing, read_rows
+from evalkit.errors import InputError
+
+CONTEXT: Final = 300
+"""Characters shown on each side of a shared stretch, and at least so many of its own beginning and end."""
+
+_WIDE: Final = 100
+"""Columns of a terminal from which on document and item stand side by side."""
+
+_SHORT_GAP: Final = 40
+"""What would be left out is shown when it has at most so many characters."""
+
+_MOST_SHOWN: Final = 6000
+"""Characters of one text that are shown unless the context is larger; a document can hold an item a thousand times."""
+
+_AHEAD: Final = 32
+_MOST_KEPT: Final = 256
+
+_SHARED: Final = "black on bright_yellow"
+_EDITED: Final = "underline"
+_OPEN, _CLOSE = "\u27e6", "\u27e7"
+
+# What changes a terminal's state, or hides and reorders what stands around it: control and formatting characters but
+# line break and tab. The two joiners (U+200C, U+200D) stay: Persian and emoji are written with them.
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U0001bca0-\U0001bca3\U000e0000-\U000e007f]"
+)
+
+Interval = tuple[int, int]
+
+
+def safe(text: str) -> str:
+    r"""Return the text with every character that a terminal might obey written out, as in `<U+001B>[31m`.
+
+    Line breaks and tabs stay, and a Windows line end counts as a line break.
+    """
+    return _UNSAFE.sub(lambda found: f"<U+{ord(found[0]):04X}>", text.replace("\r\n", "\n"))
+
+
+@dataclass
+class Viewer:
+    """Prints pairs, and reads their documents from the corpus when they are needed.
+
+    Attributes
+    ----------
+    audit, pairs
+        The audit, and what of it is shown.
+    console
+        Where to. On a terminal, what is shared is marked by colour; elsewhere by brackets: \u27e6so\u27e7.
+    context
+        Characters shown on each side of a shared stretch.
+    n_unreadable
+        Documents so far that could not be read, or that have changed since the audit.
+    """
+
+    audit: AuditDirectory
+    pairs: Pairs
+    console: Console
+    context: int = CONTEXT
+    n_unreadable: int = 0
+    _documents: dict[tuple[str, int], Document | Missing] = field(default_factory=dict)
+
+    def show(self, number: int) -> None:
+        """Print the pair with this number, from 0."""
+        pair = self.pairs[number]
+        document = self._document(number, pair)
+        spans, problems = _Spans(), []
+        for match in pair.matches:
+            what = document.reason if isinstance(document, Missing) else difference(self.audit, match, document)
+            if what is None and isinstance(document, Document):
+                text = self.audit.texts.fields[pair.benchmark, pair.doc_hash][match["field"]]
+                spans.add(match, document.text, text, is_code=is_code(self.audit, match))
+            elif what not in problems:
+                problems.append(what)
+        self.n_unreadable += bool(problems)
+        self._print_heading(number, pair)
+        for what in problems:
+            self.console.print(Text(f"not as it was audited: {safe(str(what))}", style="bold red"), soft_wrap=True)
+        shown = Text()
+        if isinstance(document, Document):
+            shown = self._excerpt(document.text, spans.shared, spans.edited)
+        self._print_texts(shown, self._item(pair, spans))
+
+    def step_through(self, n: int) -> None:
+        """Print the first `n` pairs one after the other, back and forth, as the keys say that are pressed."""
+        number = 0
+        with contextlib.suppress(KeyboardInterrupt):
+            while number < n:
+                self.show(number)
+                following = "next" if number + 1 < n else "end"
+                self.console.print(Text(f"Enter {following} · p previous · q quit", style="dim"))
+                while (step := _STEPS.get(_read_key())) is None:
+                    pass
+                number = max(0, number + step) if step else n
+
+    def _document(self, number: int, pair: Pair) -> Document | Missing:
+        """Read the pair's document, and at the same time those of the next pairs that are in the same file."""
+        if (pair.file, pair.row) not in self._documents:
+            if len(self._documents) > _MOST_KEPT:
+                self._documents.clear()
+            rows = {one.row for one in self.pairs[number : number + _AHEAD] if one.file == pair.file}
+            reason = "the record of the audit does not list this file"
+            try:
+                if pair.file in self.audit.files:
+                    shard = self.audit.files[pair.file].shard
+                    columns = {"text_column": self.audit.text_column, "id_column": self.audit.id_column}
+                    for one in read_rows(shard, rows, **columns):  # type: ignore[arg-type]
+                        self._documents[pair.file, one.row] = one
+            except InputError as error:
+                reason = error.what
+            for row in rows:
+                self._documents.setdefault((pair.file, row), Missing(row, reason))
+        return self._documents[pair.file, pair.row]
+
+    def _print_heading(self, number: int, pair: Pair) -> None:
+        self.console.rule(f"{number + 1:,} of {len(self.pairs):,}", style="dim")
+        doc_id = self.audit.texts.doc_ids.get((pair.benchmark, pair.doc_hash))
+        item = f"{pair.benchmark}, {f'{doc_id}, ' if doc_id is not None else ''}{pair.doc_hash}"
+        its_id = pair.matches[0]["doc_id"]
+        place = f"{pair.file}, row {pair.row}{f', id {its_id}' if its_id is not None else ''}"
+        for label, value in (("item", item), ("document", place)):
+            self.console.print(Text.assemble((f"{label:<9}", "dim"), safe(value)), soft_wrap=True)
+        for name in dict.fromkeys(match["field"] for match in pair.matches):
+            mine = [match for match in pair.matches if match["field"] == name]
+            line = Text.assemble((f"{safe(name):<9}", "dim"), " ", _measured(mine), "; ", self._judged(pair, name))
+            self.console.print(line, soft_wrap=True)
+
+    def _judged(self, pair: Pair, name: str) -> str:
+        """What the rules say of a field, over the whole corpus."""
+        items = self._items
+        for column, value in (("doc_hash", pair.doc_hash), ("benchmark", pair.benchmark), ("field", name)):
+            items = items.filter(pc.equal(items[column], value))
+        judged = [f"{row['rule']} {row['contamination']:.2f} {row['label']}" for row in items.to_pylist()]
+        return safe(", ".join(judged) or "no rule judges this field")
+
+    @cached_property
+    def _items(self) -> pa.Table:
+        return self.audit.read(tables.ITEMS)
+
+    def _item(self, pair: Pair, spans: _Spans) -> Text:
+        """All fields of the item, each under its name."""
+        fields = self.audit.texts.fields.get((pair.benchmark, pair.doc_hash), {})
+        parts = []
+        for name, text in fields.items():
+            shared, edited = spans.of_field(name)
+            parts.append(Text.assemble((f"{safe(name)}:\n", "bold"), self._excerpt(text, shared, edited)))
+        return Text("\n\n").join(parts)
+
+    def _print_texts(self, document: Text, item: Text) -> None:
+        if self.console.is_terminal and self.console.width >= _WIDE:
+            table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
+            table.add_column("document", ratio=1, overflow="fold")
+            table.add_column("item", ratio=1, overflow="fold")
+            table.add_row(document, item)
+            self.console.print(table)
+        else:
+            headings = (Text(f"--- {name} ---", style="bold") for name in ("document", "item"))
+            first, second = headings
+            self.console.print(Group(first, document, second, item), soft_wrap=not self.console.is_terminal)
+        self.console.print()
+
+    def _excerpt(self, text: str, shared: Sequence[Interval], edited: Sequence[Interval]) -> Text:
+        """The text around the stretches, which are marked; its beginning, where there is none."""
+        shared, edited = _merged(shared), _merged(edited)
+        around, inside = self.context, max(self.context, CONTEXT)
+        windows = [(0, 2 * inside)]
+        if stretches := _merged([*shared, *edited]):
+            begun = [(start - around, min(end, start + inside)) for start, end in stretches]
+            windows = begun + [(max(start, end - inside), end + around) for start, end in stretches]
+        windows = _merged((_to_words(text, window) for window in windows), at_most=_SHORT_GAP)
+        if len(text) - windows[-1][1] <= _SHORT_GAP:
+            windows[-1] = windows[-1][0], len(text)
+        out, reached, left = Text(), 0, max(_MOST_SHOWN, 4 * self.context)
+        for start, end in windows:
+            stop = min(end, start + left)
+            left -= stop - start
+            if stop <= start:
+                break
+            _add_gap(out, start - reached)
+            cuts = sorted({start, stop, *(cut for pair in (*shared, *edited) for cut in pair if start < cut < stop)})
+            for low, high in itertools.pairwise(cuts):
+                is_shared = any(begin <= low < end for begin, end in shared)
+                is_edited = any(begin <= low < end for begin, end in edited)
+                self._add(out, safe(text[low:high]), is_shared, is_edited)
+            reached = stop
+        _add_gap(out, len(text) - reached)
+        return out
+
+    def _add(self, out: Text, text: str, is_shared: bool, is_edited: bool) -> None:
+        if is_shared and not self.console.is_terminal:
+            out.append(f"{_OPEN}{text}{_CLOSE}")
+        else:
+            out.append(text, style=_SHARED if is_shared else _EDITED if is_edited else None)
+
+
+_STEPS: Final = {
+    **dict.fromkeys(("\n", "\r", " ", "n", "N", "\x1b[B", "\x1b[C"), 1),  # the last two: arrows down and right
+    **dict.fromkeys(("p", "P", "b", "\x7f", "\x1b[A", "\x1b[D"), -1),
+    **dict.fromkeys(("q", "Q", "\x1b", "\x04", ""), 0),  # Escape, Ctrl-D, a terminal that is gone
+}
+"""How far each key goes; 0 is out."""
+
+
+def _read_key() -> str:
+    """Wait for a key and return its characters."""
+    import termios
+    import tty
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    try:
+        # Not TCSAFLUSH, which forgets the keys that were pressed while the pair was printed.
+        tty.setcbreak(terminal, termios.TCSADRAIN)
+        key = os.read(terminal, 1)
+        while key[:1] == b"\x1b" and select.select([terminal], [], [], 0.02)[0]:
+            key += os.read(terminal, 1)
+        return key.decode(errors="replace")
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+@dataclass
+class _Spans:
+    """Where a document and the fields of an item have tokens in common, and where an edited copy stands."""
+
+    shared: list[Interval] = field(default_factory=list)
+    edited: list[Interval] = field(default_factory=list)
+    _fields: dict[str, tuple[list[Interval], list[Interval]]] = field(default_factory=dict)
+
+    def of_field(self, name: str) -> tuple[list[Interval], list[Interval]]:
+        """The shared stretches of a field, and the edited ones."""
+        return self._fields.setdefault(name, ([], []))
+
+    def add(self, match: Match, document: str, text: str, *, is_code: bool) -> None:
+        """Add a match that stands in the document as it should."""
+        start, end = match["start"], match["end"]
+        here, there = tokens(document[start:end], is_code=is_code), tokens(text, is_code=is_code)
+        words, wanted = [token.text for token in here], [token.text for token in there]
+        shared, edited = self.of_field(match["field"])
+        if match["n_edits"]:
+            self.edited.append((start, end))
+            edited.append((there[0].start, there[-1].end))
+            blocks = SequenceMatcher(None, words, wanted, autojunk=False).get_matching_blocks()
+            for first, last in _merged((a, a + n) for a, _, n in blocks if n):
+                self.shared.append((start + here[first].start, start + here[last - 1].end))
+            for first, last in _merged((b, b + n) for _, b, n in blocks if n):
+                shared.append((there[first].start, there[last - 1].end))
+            return
+        self.shared.append((start, end))
+        n = match["n_tokens"]
+        places = (find_words(one, wanted) for one in readings(here, end - start) if len(one) == n)
+        place = next(place for place in places if place is not None)
+        shared.append((there[place].start, there[place + n - 1].end))
+
+
+def _measured(matches: Sequence[Match]) -> str:
+    """How much of a field stands in the document."""
+    best = max(matches, key=lambda match: (match["coverage"], match["n_tokens"], -(match["n_edits"] or 0)))
+    size = round(best["n_tokens"] / best["coverage"])
+    edits = f" with {best['n_edits']} edit{'s' if best['n_edits'] > 1 else ''}" if best["n_edits"] else ""
+    more = f"; the longest of {len(matches):,} matches" if len(matches) > 1 else ""
+    place = f"characters {best['start']:,}-{best['end']:,}"
+    return f"{best['n_tokens']:,} of {size:,} tokens ({best['coverage']:.0%}){edits}, {place}{more}"
+
+
+def _merged(intervals: Iterable[Interval], at_most: int = 0) -> list[Interval]:
+    """The same stretches in order, those joined that overlap, touch, or have at most so much between them."""
+    merged: list[Interval] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1] + at_most:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _to_words(text: str, window: Interval, most: int = 20) -> Interval:
+    """Widen a window to the ends of the words in which it begins and ends, if they are near, within the text."""
+    start, stop = (0 if window[0] <= _SHORT_GAP else window[0]), min(len(text), window[1])
+    before = re.search(r"\S*\Z", text[max(0, start - most) : start])
+    after = re.match(r"\S*", text[stop : stop + most])
+    return start - len(before[0] if before else ""), stop + len(after[0] if after else "")
+
+
+def _add_gap(out: Text, n_characters: int) -> None:
+    if n_characters > 0:
+        out.append(f"{chr(10) if out else ''}\u22ef {n_characters:,} characters \u22ef\n", style="dim")
