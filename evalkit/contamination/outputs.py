@@ -63,6 +63,7 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
             rows.write_bytes(b"".join(to_json(vars(row)) + b"\n" for row in listed))
         (out / AUDIT_RECORD).unlink(missing_ok=True)
         (out / BAD_ROWS).unlink(missing_ok=True)
+        (out / "score_split.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

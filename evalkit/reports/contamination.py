@@ -450,7 +450,7 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
         groups.setdefault((entry.name, entry.rule), []).append(entry)
     for (name, rule), entries in groups.items():
         title = Text(_one_line(f"{name}: rule {rule}"))
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("task", "flagged from", "items", "all", "clean", "flagged", "gain (points)", "p"):
             table.add_column(column, justify="left" if column in ("task", "flagged from") else "right")
         for entry in entries:
@@ -517,11 +517,15 @@ def _sentence(entry: TaskSplit) -> str:
     if n_tried > 1 and choice.threshold_low is not None and choice.threshold_high is not None:
         said += (
             f"; resamples choose {choice.threshold_low:.2f} to {choice.threshold_high:.2f}"
-            f"{'' if choice.share_chosen == 1 else f', {1 - (choice.share_chosen or 0):.0%} of them none'}"
+            f"{'' if choice.share_chosen == 1 else f', {_share(1 - (choice.share_chosen or 0))} of them none'}"
         )
     if n_tried > 1 and choice.optimism is not None:
         said += f"; of the gain, about {points(choice.optimism)} or more comes of choosing"
     return said + ")"
+
+
+def _share(value: float) -> str:
+    return "under 1%" if value < 0.01 else f"{value:.0%}"
 
 
 def notes(splits: ScoreSplits) -> list[str]:
@@ -595,7 +599,7 @@ def _draw(axes: Axes, title: str, entries: Sequence[TaskSplit]) -> None:
         )
         if one := entry.choice.chosen:
             axes.plot(
-                [one.threshold], [100 * one.gain], color=colour, marker=marker, markersize=9, markerfacecolor="none"
+                [one.threshold], [100 * one.gain], color=colour, marker="o", markersize=10, markerfacecolor="none"
             )
     key = " (ring: chosen)" if any(entry.choice.chosen for entry in entries) else ""
     axes.set_title(_one_line(title) + key, loc="left", fontsize=9)
