@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -116,6 +116,7 @@ class ScoreSplits:
             "finished": self.finished,
             "entries": [asdict(entry) for entry in self.entries],
             "warnings": list(self.warnings),
+            "notes": notes(self),
         }
 
     def __str__(self) -> str:
@@ -147,7 +148,7 @@ def score_splits(
     *,
     rules: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
-    metric: str | None = None,
+    metric: str | Mapping[str, tuple[str, str]] | None = None,
     control: Path | None = None,
     criterion: Criterion = "z",
     confidence_level: float = 0.95,
@@ -170,7 +171,8 @@ def score_splits(
     tasks
         Some of the runs' tasks; default: all.
     metric
-        "metric" or "metric,filter"; default: each task's first that has scores.
+        "metric" or "metric,filter", or for each task its metric and filter; default: each task's first that has scores
+        in all runs.
     control
         Run of a model that has not seen the corpus: each run is also split by the differences of its scores from the
         control's on the same items, which takes out what makes flagged items easier or harder for both.
@@ -188,16 +190,7 @@ def score_splits(
     TableError
         A table is faulty.
     """
-    if not 0 < confidence_level < 1 or n_resamples * (1 - confidence_level) < 2:
-        raise SpecError(
-            f"{confidence_level} is no level for {n_resamples} resamples",
-            where="--confidence-level",
-            do="Give one between 0 and 1, such as 0.95",
-        )
-    if criterion not in get_args(Criterion):
-        raise SpecError(f"'{criterion}' is no criterion", where="--criterion", do="Choose z or gain")
-    if not runs:
-        raise SpecError("no run was given", where="--run", do="Give at least one run directory")
+    _check_options(runs, criterion, confidence_level, n_resamples)
     labels = _load_labels(audit, rules)
     against = load_run(control) if control else None
     entries: list[TaskSplit] = []
@@ -207,11 +200,12 @@ def score_splits(
             f"the audit could not read {labels.n_bad_rows:,} rows of its corpus: what only they hold counts as clean"
         )
     named = _named(runs)
-    for name, run in named.items():
+    for run in (*named.values(), *([against] if against else [])):
         if (run.record.get("health") or {}).get("suspect"):
-            warnings.append(f"{name} is suspect: its scores may be those of its set-up (see health in run.json)")
+            warnings.append(f"{run.name} is suspect: its scores may be those of its set-up (see health in run.json)")
+    for name, run in named.items():
         for task in run.tasks if tasks is None else [one for one in run.tasks if one in tasks]:
-            scored = [_scored(run, task, metric)]
+            scored = [_scored(run, task, _metric(list(named.values()), run, task, metric, warnings))]
             if against is not None:
                 scored += _controlled(scored[0], against, task, warnings)
             for one, rule in itertools.product(scored, labels.of_rule):
@@ -227,6 +221,19 @@ def score_splits(
             do="Audit the corpus for the tasks that were run (same --data and --task-seed)",
         )
     return ScoreSplits(str(audit), labels.finished, tuple(entries), tuple(dict.fromkeys(warnings)))
+
+
+def _check_options(runs: Sequence[Path], criterion: str, confidence_level: float, n_resamples: int) -> None:
+    if not 0 < confidence_level < 1 or n_resamples * (1 - confidence_level) < 2:
+        raise SpecError(
+            f"{confidence_level} is no level for {n_resamples} resamples",
+            where="--confidence-level",
+            do="Give one between 0 and 1, such as 0.95",
+        )
+    if criterion not in get_args(Criterion):
+        raise SpecError(f"'{criterion}' is no criterion", where="--criterion", do="Choose z or gain")
+    if not runs:
+        raise SpecError("no run was given", where="--run", do="Give at least one run directory")
 
 
 def _named(directories: Sequence[Path]) -> dict[str, Run]:
@@ -257,8 +264,21 @@ class _Scored:
     warnings: tuple[str, ...] = ()
 
 
-def _scored(run: Run, task: str, metric: str | None) -> _Scored:
-    chosen = run.primary(task, metric)
+def _metric(
+    runs: Sequence[Run], run: Run, task: str, metric: str | Mapping[str, tuple[str, str]] | None, warnings: list[str]
+) -> tuple[str, str]:
+    """The first metric and filter that all runs have scored, so that they can be compared; else the run's own."""
+    if metric is not None and not isinstance(metric, str):
+        return metric[task]
+    of_all = set.intersection(*(one.scored(task) for one in runs if task in one.tasks))
+    own = run.primary(task, metric)
+    chosen = next((one for one in run.metrics(task, metric) if one in of_all), own)
+    if chosen not in of_all and len(runs) > 1:
+        warnings.append(f"{task}: no metric has scores in all runs; that of {run.name} is {','.join(own)}")
+    return chosen
+
+
+def _scored(run: Run, task: str, chosen: tuple[str, str]) -> _Scored:
     items, n_unscored = run.items(task, chosen)
     return _Scored(items, chosen, run.higher_is_better(task, *chosen), n_unscored)
 
@@ -459,7 +479,7 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
                 table.add_row(*map(Text, _chosen_cells(entry.choice, entry.choice.chosen)))
         console.print(table)
         for entry in entries:
-            console.print(f"{_one_line(entry.task)}: {_sentence(entry)}", markup=False)
+            console.print(f"{_one_line(f'{entry.task}, {entry.metric}')}: {_sentence(entry)}", markup=False)
         console.print()
     for note in notes(splits):
         console.print(f"note: {_one_line(note)}", markup=False)
