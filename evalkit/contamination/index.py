@@ -28,7 +28,7 @@ _RARE: Final = 32
 SHORTEST_NEAR: Final = 8
 """Tokens of the shortest field that near matches are looked for; a shorter one is found as a whole, or not at all."""
 
-_INDEX_VERSION: Final = 2
+_INDEX_VERSION: Final = 3
 _DESCRIPTION: Final = "index.json"
 _FOLDS: Final = ("fold", "code_fold")
 _ARRAYS: Final = (
@@ -135,7 +135,7 @@ class Index:
     @property
     def fold_arrays(self) -> tuple[tuple[npt.NDArray[Any], ...], ...]:
         """The normalisation of text and of code in the form that the kernels take."""
-        return tuple((one.ascii_code, one.kind, one.start, one.codes) for one in (self.fold, self.code_fold))
+        return self.fold.arrays, self.code_fold.arrays
 
     @property
     def is_code(self) -> npt.NDArray[np.bool_]:
@@ -281,7 +281,7 @@ def tokenise(
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
 
     def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return kernels.tokenise_all(data, offsets, table.ascii_code, table.kind, table.start, table.codes)
+        return kernels.tokenise_all(data, offsets, table.arrays)
 
     as_text = by(fold_table())
     if is_code is None or not any(is_code):

@@ -7,9 +7,11 @@ A *run* is a maximal stretch of consecutive tokens that a document and a benchma
 `n` tokens long. Every n-gram rule can be answered from the runs alone, which is why the scan records nothing else.
 
 In text that repeats itself ("0 0 0 ...") a field begins anew at every token. So a run is not recorded when it begins
-inside an *earlier* recorded run of the same document that begins at the same token of the same field and is at least
-as long: the earlier one covers all that it covers of the field, so no rule, no count of documents and no longest match
-changes. Copies that stand one after the other are all recorded.
+inside an *earlier* recorded run of the same document that begins at the same token of the same field, is at least
+as long, and goes on at least as far when some tokens may differ: the earlier one covers all that it covers of the
+field, so no rule, no count of documents and no longest match changes. Copies that stand one after the other are all
+recorded. (What holds more of the field in order only further from the earlier run than the field is long, does not
+count for it: that is what its surroundings are.)
 
 Of each run the scan also records how far it goes on when some tokens may differ, and how much of the field its
 surroundings hold in order: what two of the rules ask, and what nobody can know later without the text.
@@ -28,9 +30,8 @@ from numba import njit
 
 from evalkit.contamination.normalise import CHARACTER, COMMENT_OR_NOT, IGNORED, MARK, WORD
 
-# FNV-1a's offset and prime, over code points; every finished token is mixed once more (murmur3's finaliser), since
-# the polynomial over tokens below needs well-spread values.
-_SEED: Final = np.uint64(0xCBF29CE484222325)
+# FNV-1a's prime, over code points; every finished token is mixed once more (murmur3's finaliser), since the
+# polynomial over tokens below needs well-spread values.
 _PRIME: Final = np.uint64(0x100000001B3)
 _MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
@@ -103,26 +104,17 @@ def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def tokenise(
-    data: Any,
-    begin: int,
-    end: int,
-    ascii_code: Any,
-    kind: Any,
-    fold_start: Any,
-    fold_codes: Any,
-    hashes: Any,
-    starts: Any,
-    ends: Any,
-) -> int:
-    """Tokenise `data[begin:end]` (valid UTF-8) and return the number of tokens.
+def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, starts: Any, ends: Any) -> int:
+    """Tokenise `data[begin:end]` (valid UTF-8) by a `FoldTable` and return the number of tokens.
 
     Writes for each token its 64-bit hash and its place as byte offsets `[start, end)` from `begin`. The output arrays
     must hold `2 * (end - begin) + 1` tokens: a ligature of 3 bytes can be 4 tokens.
     """
+    ascii_code, kind, fold_start, fold_codes, seeds = fold_arrays
+    seed = seeds[0]
     n = 0
     state = _OUTSIDE
-    value = _SEED
+    value = seed
     i = begin
     while i < end:
         byte = data[i]
@@ -140,7 +132,7 @@ def tokenise(
                     hashes[n] = _mix(value)
                     n += 1
                 state = _IN_WORD
-                value = _SEED
+                value = seed
                 starts[n] = i - begin
             # Most of a text: the rest of an ASCII word, without a look at anything else.
             while code > COMMENT_OR_NOT:
@@ -183,7 +175,7 @@ def tokenise(
                 state = _IN_WORD if what == WORD else _IN_CHARACTER
                 starts[n] = at - begin
                 ends[n] = i - begin
-                value = (_SEED ^ np.uint64(folded)) * _PRIME
+                value = (seed ^ np.uint64(folded)) * _PRIME
     if state != _OUTSIDE:
         hashes[n] = _mix(value)
         n += 1
@@ -200,10 +192,8 @@ def _characters(data: Any, begin: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def tokenise_all(
-    data: Any, offsets: Any, ascii_code: Any, kind: Any, fold_start: Any, fold_codes: Any
-) -> tuple[UInt64, Int64, Int64]:
-    """Tokenise every text of an Arrow string array.
+def tokenise_all(data: Any, offsets: Any, fold_arrays: Any) -> tuple[UInt64, Int64, Int64]:
+    """Tokenise every text of an Arrow string array by a `FoldTable`.
 
     Returns the hashes of all tokens, one text after the other, their sizes in characters of the text, and the
     n_texts + 1 bounds of the texts in them.
@@ -219,9 +209,8 @@ def tokenise_all(
     bounds = np.zeros(n_texts + 1, dtype=np.int64)
     for t in range(n_texts):
         bounds[t + 1] = bounds[t] + tokenise(
-            data, offsets[t], offsets[t + 1], ascii_code, kind, fold_start, fold_codes,
-            hashes[bounds[t] :], starts, ends,
-        )  # fmt: skip
+            data, offsets[t], offsets[t + 1], fold_arrays, hashes[bounds[t] :], starts, ends
+        )
         for k in range(bounds[t + 1] - bounds[t]):
             sizes[bounds[t] + k] = _characters(data, offsets[t] + starts[k], offsets[t] + ends[k])
     return hashes[: bounds[n_texts]].copy(), sizes[: bounds[n_texts]].copy(), bounds
@@ -429,37 +418,49 @@ def _find_seeds(
 
 
 @njit(cache=True, nogil=True)
-def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int, int]:
+def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int]:
     """Align a whole field with the part of a text that is nearest to it: Sellers' algorithm (1980), in one column.
 
-    To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost,
-    the number of edits, and the first part of the text with that cost as tokens [start, end). `room` is
-    float64[>= size + 1, 3].
+    To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost
+    and the first part of the text with that cost as tokens [start, end). `room` is float64[>= size + 1, 2].
     """
     size = len(field)
     insertion = total / size
     reach = 0.0
     for j in range(size + 1):
-        room[j, 0], room[j, 1], room[j, 2] = reach, j, 0.0
+        room[j, 0], room[j, 1] = reach, 0.0
         if j < size:
             reach += weights[j]
-    best, best_edits, best_begin, best_end = total, size, 0, 0
+    best, best_begin, best_end = total, 0, 0
     for k in range(len(text)):
-        cost, edits, begin = 0.0, 0.0, float(k)
-        room[0, 2] = k + 1
+        cost, begin = 0.0, float(k)
+        room[0, 1] = k + 1
         for j in range(size):
-            above, above_edits, above_begin = room[j + 1, 0], room[j + 1, 1], room[j + 1, 2]
+            above, above_begin = room[j + 1, 0], room[j + 1, 1]
             if text[k] != field[j]:
-                cost, edits = cost + weights[j], edits + 1
+                cost += weights[j]
             if above + insertion < cost - _TIE:
-                cost, edits, begin = above + insertion, above_edits + 1, above_begin
+                cost, begin = above + insertion, above_begin
             if room[j, 0] + weights[j] < cost - _TIE:
-                cost, edits, begin = room[j, 0] + weights[j], room[j, 1] + 1, room[j, 2]
-            room[j + 1, 0], room[j + 1, 1], room[j + 1, 2] = cost, edits, begin
-            cost, edits, begin = above, above_edits, above_begin
+                cost, begin = room[j, 0] + weights[j], room[j, 1]
+            room[j + 1, 0], room[j + 1, 1] = cost, begin
+            cost, begin = above, above_begin
         if room[size, 0] < best - _TIE:
-            best, best_edits, best_begin, best_end = room[size, 0], int(room[size, 1]), int(room[size, 2]), k + 1
-    return best, best_edits, best_begin, best_end
+            best, best_begin, best_end = room[size, 0], int(room[size, 1]), k + 1
+    return best, best_begin, best_end
+
+
+@njit(cache=True, nogil=True)
+def _edit_distance(text: Any, field: Any) -> int:
+    """Least number of tokens to insert, delete or replace (Levenshtein)."""
+    column = np.arange(len(field) + 1)
+    for k in range(len(text)):
+        diagonal, column[0] = column[0], k + 1
+        for j in range(len(field)):
+            above = column[j + 1]
+            column[j + 1] = min(diagonal + int(text[k] != field[j]), above + 1, column[j] + 1)
+            diagonal = above
+    return int(column[len(field)])
 
 
 @njit(cache=True, nogil=True)
@@ -475,7 +476,7 @@ def _find_near_matches(
     `marks` has one number for each token of the fields, and the last one given.
     """
     n_near = 0
-    room = np.empty((0, 3), dtype=np.float64)
+    room = np.empty((0, 2), dtype=np.float64)
     order = np.argsort((seeds[:n_seeds, 1] << 32) + seeds[:n_seeds, 0])
     s = 0
     while s < n_seeds:
@@ -506,17 +507,17 @@ def _find_near_matches(
         begin = max(0, max(begin, first - size) - margin)
         end = min(count, min(end, reached + size) + margin)
         if len(room) <= size:
-            room = np.empty((size + 1, 3), dtype=np.float64)
-        cost, n_edits, copy_begin, copy_end = _align(
-            hashes[begin:end], field_hashes[low : low + size], mine, total, room
-        )
+            room = np.empty((size + 1, 2), dtype=np.float64)
+        whole = field_hashes[low : low + size]
+        cost, copy_begin, copy_end = _align(hashes[begin:end], whole, mine, total, room)
         if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total:
             continue
         if n_near == len(near):
             longer = np.empty((2 * len(near), 7), dtype=np.float64)
             longer[:n_near] = near
             near = longer
-        near[n_near, 0], near[n_near, 1] = field, n_edits
+        near[n_near, 0] = field
+        near[n_near, 1] = _edit_distance(hashes[begin + copy_begin : begin + copy_end], whole)
         near[n_near, 2], near[n_near, 3] = begin + copy_begin, begin + copy_end
         near[n_near, 4], near[n_near, 5] = begin, min(count, end + CONTEXT)
         near[n_near, 6] = 1.0 - cost / total
@@ -549,7 +550,7 @@ def scan(
     data, offsets
         The buffers of an Arrow large_string array.
     fold_arrays, n_modes
-        (ascii_code, kind, start, codes) of the normalisation of text and of that of code; how many of them are asked.
+        `FoldTable.arrays` of the normalisation of text and of that of code; how many of them are asked.
     index_arrays
         (table_keys, table_slots, bitmap, beginnings, first_tokens, posting_start, posting_field, posting_place,
         field_hashes, field_bounds).
@@ -562,9 +563,10 @@ def scan(
     weights
         Of all tokens of the fields.
     memory
-        (latest, latest_seeds, marks), all zeros before the first call for `data`. `latest` is int64[n_postings, 2]:
+        (latest, latest_seeds, marks), all zeros before the first call for `data`. `latest` is int64[n_postings, 3]:
         where the latest recorded run of each posting begins (numbered over all documents, so that nothing need be
-        cleared between them), and its tokens; `latest_seeds` the same of the seeds; `marks` see `_find_near_matches`.
+        cleared between them), its tokens, and those with skips; `latest_seeds` the first two of the seeds; `marks` see
+        `_find_near_matches`.
     out
         int64[capacity, 9], filled with: document, field, place in the field (tokens), number of tokens, start and
         end in the document (characters), tokens with skips, longest common subsequence, tokens of the document.
@@ -604,10 +606,7 @@ def scan(
         before, near_before = n_runs, n_all_near
         n_document_tokens = 0
         for mode in range(n_modes):
-            ascii_code, kind, fold_start, fold_codes = fold_arrays[mode]
-            count = tokenise(
-                data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, hashes, starts, ends
-            )
+            count = tokenise(data, offsets[d], offsets[d + 1], fold_arrays[mode], hashes, starts, ends)
             prefix[0] = _ZERO
             for k in range(count):
                 prefix[k + 1] = prefix[k] * BASE + hashes[k]
@@ -643,7 +642,12 @@ def scan(
                             continue
                         # Strictly after its beginning: a document whose runs did not fit is scanned once more.
                         number = first_number + i
-                        if latest[p, 0] < number < latest[p, 0] + latest[p, 1] and run <= latest[p, 1]:
+                        whole = field_hashes[low : low + size]
+                        with_skips = _with_skips(hashes, count, i, whole, place, run)
+                        if (
+                            latest[p, 0] < number < latest[p, 0] + latest[p, 1]
+                            and run <= latest[p, 1] and with_skips <= latest[p, 2]
+                        ):  # fmt: skip
                             continue
                         if n_runs == len(out):
                             return before, near_before, d, n_tokens
@@ -657,13 +661,13 @@ def scan(
                         end = offsets[d] + ends[i + run - 1]
                         out[n_runs, 4] = place_characters
                         out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
-                        whole = field_hashes[low : low + size]
-                        out[n_runs, 6] = _with_skips(hashes, count, i, whole, place, run)
+                        out[n_runs, 6] = with_skips
                         out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run, row)
                         out[n_runs, 8] = count
                         n_runs += 1
                         latest[p, 0] = number
                         latest[p, 1] = run
+                        latest[p, 2] = with_skips
             seeds, n_seeds = _find_seeds(
                 hashes, prefix, count, candidates, n_candidates, seed_power, seed_arrays, field_hashes, field_bounds,
                 latest_seeds, first_number, seeds,

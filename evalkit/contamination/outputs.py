@@ -33,6 +33,8 @@ from evalkit.progress import warn
 
 BAD_ROWS: Final = "bad_rows.jsonl"
 
+_CHUNK: Final = 1 << 20
+
 SCAN: Final = "scan.parquet"
 """What the scan has recorded, from which other rules can be applied without the corpus."""
 
@@ -70,38 +72,36 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
 class _Places:
     """For every run, and then every near match, where its document is."""
 
-    corpus: pa.Array
-    file: pa.Array
+    corpus: pa.ChunkedArray
+    file: pa.ChunkedArray
     row: np.ndarray[Any, np.dtype[np.int64]]
-    doc_id: pa.Array
+    doc_id: pa.ChunkedArray
 
 
 def _document_places(found: Sequence[ShardRuns]) -> _Places:
     n_found = [*(len(one.rows) for one in found), *(len(one.near.rows) for one in found)]
     numbers = np.repeat(np.tile(np.arange(len(found)), 2), n_found)
-    names = pa.array([str(one.shard.path) for one in found], type=pa.string())
-    corpora = pa.array([one.shard.corpus for one in found], type=pa.string())
     return _Places(
-        corpus=corpora.take(pa.array(numbers)),
-        file=names.take(pa.array(numbers)),
+        corpus=_each([one.shard.corpus for one in found], numbers),
+        file=_each([str(one.shard.path) for one in found], numbers),
         row=np.concatenate([*(one.rows for one in found), *(one.near.rows for one in found)]),
-        doc_id=pa.concat_arrays(
-            [
-                *(one.doc_ids.cast(pa.string()) for one in found),
-                *(one.near.doc_ids.cast(pa.string()) for one in found),
-            ]
+        doc_id=pa.chunked_array(
+            [*(one.doc_ids for one in found), *(one.near.doc_ids for one in found)], type=pa.large_string()
         ),
     )
+
+
+def _each(values: Sequence[str], numbers: np.ndarray[Any, np.dtype[np.int64]]) -> pa.ChunkedArray:
+    """The value of each number. There can be millions: no Python object for each, and no array of more than 2 GiB."""
+    named = pa.array(values, type=pa.string())
+    chunks = [named.take(pa.array(numbers[begin : begin + _CHUNK])) for begin in range(0, len(numbers), _CHUNK)]
+    return pa.chunked_array(chunks, type=pa.string())
 
 
 def _matches(findings: Findings, places: _Places) -> pa.Table:
     """Every run and every edited copy, whatever the rules make of it."""
     benchmarks, index, runs = findings.benchmarks, findings.index, findings.runs
-    which = pa.array(runs.fields)  # there can be millions of runs: no Python object for each
     coverage = runs.n_tokens / index.field_sizes[runs.fields]
-
-    def of_field(values: list[str]) -> pa.Array:
-        return pa.array(values, type=pa.string()).take(which)
 
     table = tables.from_columns(
         tables.MATCHES,
@@ -110,9 +110,9 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
             "file": places.file,
             "row": places.row,
             "doc_id": places.doc_id,
-            "benchmark": of_field([benchmarks[field.benchmark].name for field in index.fields]),
-            "doc_hash": of_field([field.doc_hash for field in index.fields]),
-            "field": of_field([field.name for field in index.fields]),
+            "benchmark": _each([benchmarks[field.benchmark].name for field in index.fields], runs.fields),
+            "doc_hash": _each([field.doc_hash for field in index.fields], runs.fields),
+            "field": _each([field.name for field in index.fields], runs.fields),
             "start": runs.starts,
             "end": runs.ends,
             "n_tokens": runs.n_tokens,

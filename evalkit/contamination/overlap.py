@@ -58,7 +58,7 @@ def weighted_overlap(
     """
     scores = np.zeros(len(runs))
     first = len(runs) - len(texts)
-    hashes, _, bounds = tokenise(texts.to_pylist())
+    hashes, _, bounds = tokenise(texts.to_pylist(), index.is_code[runs.fields[first:]].tolist())
     questions = [f for f, field in enumerate(index.fields) if field.name == QUESTION]
     rarity = _inverse_document_frequencies([_field(index, f) for f in questions], _QUESTION_N)
     passages = _passages(index, runs)
@@ -105,9 +105,10 @@ def score(
     n_words = len(record.question) + len(record.answer) + record.n_passage
     progress = min(max((n_words - _SHORT_RECORD) / (_LONG_RECORD - _SHORT_RECORD), 0.0), 1.0)
     required = 1.0 - progress * (1.0 - threshold)
-    if of_question < (required - 0.3) / 0.7 - 1e-9:
+    found = [places[one] for one in wanted if one in places]
+    if not found or of_question < (required - 0.3) / 0.7 - 1e-9:
         return 0.0
-    end = max(places[one] for one in wanted if one in places) + _QUESTION_N
+    end = max(found) + _QUESTION_N
     of_answer = _answer_share(record.answer, text[end:], answer_rarity)
     weights = _weights(len(wanted), len(record.answer), record.n_passage)
     total = weights[0] * of_question + weights[1] * of_answer + weights[2] * passage
@@ -160,14 +161,16 @@ class _Answers:
 
     def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
         self._benchmarks = benchmarks
-        places, texts = [], []
+        places, texts, is_code = [], [], []
         for b, benchmark in enumerate(benchmarks):
             for i, item in enumerate(benchmark.items):
                 for name, text in item.fields.items():
                     if kind_of_field(name) in (ANSWER, CHOICES, PASSAGE):
                         places.append((b, i, name))
                         texts.append(text)
-        hashes, _, bounds = tokenise(texts)
+                        # What follows a question is read as the question is.
+                        is_code.append(benchmark.is_code(QUESTION))
+        hashes, _, bounds = tokenise(texts, is_code)
         self._answers: dict[tuple[int, int], list[Words]] = defaultdict(list)
         self._n_passage: Counter[tuple[int, int]] = Counter()
         for number, (b, i, name) in enumerate(places):

@@ -139,9 +139,8 @@ def _counts(saved: dict[str, Any]) -> ShardCounts:
 def _concatenated(columns: Sequence[Any]) -> Any:
     if isinstance(columns[0], np.ndarray):
         return np.concatenate(columns)
-    # Ids can be of any type of string, and of none where a shard has no document.
-    kind = pa.large_string() if pa.types.is_large_string(columns[0].type) else pa.string()
-    return pa.concat_arrays([column.cast(kind) for column in columns])
+    # Ids can be of any type of string, and of none where a shard has no document; all together can have 2 GiB.
+    return pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
 
 
 def _of_shards(table: pa.Table, n_shards: int) -> list[pa.Table]:

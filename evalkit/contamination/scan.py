@@ -194,7 +194,7 @@ def scan_texts(
     capacity = _FIRST_CAPACITY
     # Zeroed memory that is never touched costs nothing, and few postings are ever found.
     memory = (
-        np.zeros((len(index.posting_field), 2), dtype=np.int64),
+        np.zeros((len(index.posting_field), 3), dtype=np.int64),
         np.zeros((len(index.seed_field), 2), dtype=np.int64),
         np.zeros(int(index.field_bounds[-1]) + 1, dtype=np.int64),
     )

@@ -302,7 +302,7 @@ def _text_difference(match: Match, stretch: str, text: str, *, is_code: bool) ->
     possible = list(readings(found, len(stretch)))
     if n_edits:
         least = min(edit_distance(field, words) for words in possible)
-        right = least == n_edits == len(field) - n_tokens
+        right = least == n_edits and n_tokens == max(len(field) - n_edits, 0)
         return None if right else f"the text there is {least} edits from the item's, not {n_edits}"
     as_long = [words for words in possible if len(words) == n_tokens]
     if not as_long:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RULE: Final = "semantic"
-WORK: Final = "unfinished_semantic"
-"""Folder in an audit directory with what is needed to go on after a kill; gone when the search is complete."""
+WORK: Final = ".unfinished_semantic"
+"""Hidden folder in an audit directory with what is needed to go on after a kill; gone when the search is complete."""
 
 JOURNAL: Final = "semantic_judge.jsonl"
 """What the judge answered, word by word."""
@@ -200,7 +200,8 @@ def audit_semantic(
 
 def _key(opened: AuditDirectory, folder: Path, sample: float) -> str:
     """Hash of all that the search depends on."""
-    what = [VERSION, opened.record["corpus"], opened.text_column, fingerprint_model(folder), sample]
+    columns = [opened.text_column, opened.id_column]
+    what = [VERSION, opened.record["corpus"], *columns, fingerprint_model(folder), sample]
     return hashlib.sha256(to_json([*what, list(_keys_of_questions(opened).items())])).hexdigest()
 
 
