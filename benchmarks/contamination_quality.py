@@ -6,7 +6,8 @@ Items of MMLU, GSM8K, HumanEval and BIG-Bench Hard are planted in documents of t
 `planting`). The documents that carry plants are taken out of the corpus; the others stay as they are. Each way is
 measured as if only its plants had been planted: evalkit audits the unplanted documents and those of the way; decon,
 which judges each document by itself, reads all documents once, and of its reports those about the same documents count.
-The same goes for evalkit's search for rewritten items (rule "semantic"), where the embedding model is installed.
+The same goes for evalkit's search for rewritten items (rule "semantic"), which is made with `--semantic` only;
+`semantic_quality` has it by itself.
 
 What is judged is a pair: a benchmark item and a document in which the tool says it found the item.
 
@@ -257,6 +258,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=100, help="planted items of each benchmark and way (default 100)")
     parser.add_argument("--documents", type=int, help="unplanted documents (default: all)")
+    parser.add_argument("--semantic", action="store_true", help="also search for rewritten items (half an hour more)")
     parser.add_argument("--seed", type=int, default=0, help="of what is planted where (default 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -282,7 +284,7 @@ def main() -> None:
         auditor = Auditor(corpus / f"{BASE}.jsonl", benchmarks)
         of_decon = found_by_decon(corpus, benchmarks, folder)
         files = [corpus / f"{name}.jsonl" for name in (BASE, *plants)]
-        rewritten = found_in_other_words(files, benchmarks, folder / "audit")
+        rewritten = found_in_other_words(files, benchmarks, folder / "audit") if options.semantic else None
         scores: dict[str, dict[str, Score]] = {}
         for way in plants:
             found = {PEER: of_decon, **auditor.found_by_rules(corpus / f"{way}.jsonl")}

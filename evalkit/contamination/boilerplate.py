@@ -8,6 +8,9 @@ stands in every textbook. A run that consists of nothing but such n-grams counts
 - From the corpus: an n-gram found in at least `MANY` runs, of which at least nine in ten are in *passing*: the document
   holds less than half of the field. Where items were copied, they were copied whole, so a benchmark that is in the
   corpus a thousand times is no boilerplate. A run of `LONG` tokens or more is evidence, however often it is found so.
+
+And a question of fewer than 8 words ("What is the capital of Australia?") is asked without any benchmark. It counts
+where half of its choices, or its answer, stand after it.
 """
 
 from __future__ import annotations
@@ -63,8 +66,9 @@ def find_boilerplate(index: Index, runs: Runs) -> Boilerplate:
     is_passing = (n_passing >= MANY) & (n_passing >= _SHARE_PASSING * n_all) & ~is_common
     whole = is_exact & (_inside(~is_common, first, end) == 0)
     short = is_exact & (runs.n_tokens < LONG) & (_inside(~(is_common | is_passing), first, end) == 0)
+    is_unsupported = is_exact & (runs.n_supports < index.n_supports_needed[runs.fields])
     return Boilerplate(
-        runs=whole | short,
+        runs=whole | short | is_unsupported,
         n_benchmark=len(np.unique(keys[is_common])),
         n_corpus=len(np.unique(keys[is_passing])),
     )

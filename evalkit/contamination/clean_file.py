@@ -52,7 +52,7 @@ WHY_DROPPED: Final[Mapping[str, str]] = {
     _RULE_SAYS_SO: "the rule or the chosen action says so",
     TOO_MANY_PIECES: "cut into too many pieces",
     NOTHING_LEFT: "nothing long enough was left",
-    _NO_SPAN: "to be cut, but no place is recorded",
+    _NO_SPAN: "to be cut, but for one of the reasons no place is recorded",
 }
 """Reasons for which a document is dropped whole."""
 

@@ -27,7 +27,7 @@ class Runs:
         The document, numbered over the whole corpus, and the field.
     places, n_tokens
         First token of the run in the field, and its length. Of a near match: 0, and the tokens that are not edited.
-    n_skipping, n_in_order, n_document_tokens
+    n_skipping, n_in_order, n_document_tokens, n_supports
         As in `ShardRuns`; 0 for near matches.
     n_edits
         Tokens inserted, deleted or replaced in the copy of the whole field; -1 for runs.
@@ -44,6 +44,7 @@ class Runs:
     n_skipping: Int64
     n_in_order: Int64
     n_document_tokens: Int64
+    n_supports: Int64
     n_edits: Int64
     similarities: npt.NDArray[np.float64]
     starts: Int64
@@ -94,11 +95,13 @@ def evaluate(
     runs: Runs,
     *,
     ignored: npt.NDArray[np.bool_] | None = None,
+    outdone: npt.NDArray[np.bool_] | None = None,
     overlaps: npt.NDArray[np.float64] | None = None,
 ) -> FieldScores:
     """Apply `rule` to the runs that are not `ignored`; they must have been recorded from `rule.n` tokens or fewer.
 
-    `overlaps` are those of `weighted_overlap`, for a rule with that measure.
+    What is `outdone` does not count where edits do. `overlaps` are those of `weighted_overlap`, for a rule with that
+    measure.
     """
     if rule.n < index.n:
         raise ValueError(f"the scan recorded runs of {index.n} tokens or more; rule {rule.name} needs {rule.n}")
@@ -109,6 +112,8 @@ def evaluate(
     assessed = is_wanted & ((sizes >= lengths) | (is_question & (sizes >= rule.shortest_question)))
     needed = sizes if rule.measure == "whole_field" else np.minimum(lengths, sizes)
     may_count = assessed[runs.fields] if ignored is None else assessed[runs.fields] & ~ignored
+    if rule.measure == "edit_similarity" and outdone is not None:
+        may_count = may_count & ~outdone
     is_similarity = rule.measure in _SIMILARITIES or overlaps is not None
     if is_similarity:
         similarity = overlaps if overlaps is not None else _SIMILARITIES[rule.measure](runs, sizes, needed)

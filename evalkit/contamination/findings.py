@@ -17,6 +17,7 @@ from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import FieldScores, Runs, evaluate, ngram_lengths
 from evalkit.contamination.index import Index
 from evalkit.contamination.overlap import weighted_overlap
+from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
 from evalkit.contamination.scan import ShardRuns
 from evalkit.corpora.documents import BadRow
@@ -118,6 +119,8 @@ class Findings:
         For each rule what it says, and for those with such a measure the weighted overlaps.
     boilerplate, ignored
         Which runs are boilerplate, and which do not count for that reason.
+    outdone
+        Which runs do not count as edited copies, because another item is more similar there.
     text_column, id_column
         As `read_shard` took them.
     """
@@ -131,6 +134,7 @@ class Findings:
     overlaps: Mapping[str, npt.NDArray[np.float64]]
     boilerplate: Boilerplate
     ignored: npt.NDArray[np.bool_]
+    outdone: npt.NDArray[np.bool_]
     text_column: str | Sequence[str]
     id_column: str | None
 
@@ -162,11 +166,15 @@ def apply_rules(
         for rule in rules
         if rule.measure == "weighted_overlap"
     }
+    # No rule counts what is less similar than its threshold.
+    edits = [rule.threshold for rule in rules if rule.measure == "edit_similarity"]
+    outdone = find_outdone(index, runs, min(edits)) if edits else np.zeros(len(runs), dtype=bool)
     scores = {
-        rule.name: evaluate(rule, index, runs, ignored=ignored, overlaps=overlaps.get(rule.name)) for rule in rules
+        rule.name: evaluate(rule, index, runs, ignored=ignored, outdone=outdone, overlaps=overlaps.get(rule.name))
+        for rule in rules
     }
     return Findings(
-        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, text_column, id_column
+        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, outdone, text_column, id_column
     )
 
 
@@ -203,6 +211,7 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
         n_skipping=column("n_skipping", nothing),
         n_in_order=column("n_in_order", nothing),
         n_document_tokens=column("n_document_tokens", nothing),
+        n_supports=column("n_supports", nothing),
         n_edits=n_edits,
         similarities=np.concatenate([weights / whole[fields[:n_runs]], *(one.similarities for one in near)]),
         starts=column("starts", [one.starts for one in near]),
@@ -228,7 +237,8 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     unfiltered = findings.scores
     if findings.ignored.any():
         unfiltered = {
-            rule.name: evaluate(rule, index, runs, overlaps=findings.overlaps.get(rule.name)) for rule in findings.rules
+            rule.name: evaluate(rule, index, runs, outdone=findings.outdone, overlaps=findings.overlaps.get(rule.name))
+            for rule in findings.rules
         }
     lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}
     summaries = []

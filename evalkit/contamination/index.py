@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
 from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold_table
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
@@ -28,13 +28,14 @@ _RARE: Final = 32
 SHORTEST_NEAR: Final = 8
 """Tokens of the shortest field that near matches are looked for; a shorter one is found as a whole, or not at all."""
 
-_INDEX_VERSION: Final = 3
+_INDEX_VERSION: Final = 4
 _DESCRIPTION: Final = "index.json"
 _FOLDS: Final = ("fold", "code_fold")
 _ARRAYS: Final = (
     *("field_hashes", "field_bounds", "token_sizes", "weights", "table_keys", "table_slots", "bitmap"),
     *("beginnings", "first_tokens", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
     *("seed_keys", "seed_slots", "seed_start", "seed_field", "seed_place"),
+    *("support_start", "support_bounds", "support_hashes", "n_supports_needed"),
 )
 
 
@@ -77,6 +78,10 @@ class Index:
         Window lengths in the table, ascending, and the hash base to the power of each.
     seed_keys, seed_slots, seed_start, seed_field, seed_place
         Table and postings of the rare windows of `kernels.SEED` tokens of the fields that near matches are looked for.
+    support_start, support_bounds, support_hashes
+        For each field the texts that show that a short question is the item's and no phrase, and their tokens.
+    n_supports_needed
+        How many of them must stand after it; 0 for other fields, and for items without such texts.
     n_not_indexed
         Fields left out: without a word, or too short to be evidence (fewer than n words and not the question).
     fold, code_fold
@@ -106,6 +111,10 @@ class Index:
     seed_start: npt.NDArray[np.int64]
     seed_field: npt.NDArray[np.int64]
     seed_place: npt.NDArray[np.int64]
+    support_start: npt.NDArray[np.int64]
+    support_bounds: npt.NDArray[np.int64]
+    support_hashes: npt.NDArray[np.uint64]
+    n_supports_needed: npt.NDArray[np.int64]
     n_not_indexed: int
     fold: FoldTable
     code_fold: FoldTable
@@ -152,6 +161,11 @@ class Index:
         """The arrays of the seeds in the order that the scan kernel takes them."""
         return self.seed_keys, self.seed_slots, self.seed_start, self.seed_field, self.seed_place
 
+    @property
+    def support_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
+        """The arrays of the supporting texts in the order that the scan kernel takes them."""
+        return self.support_start, self.support_bounds, self.support_hashes
+
 
 def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     """Index all fields of all items for runs of at least `n` tokens."""
@@ -176,6 +190,11 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     renumbered = np.full(len(fields), -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
     is_kept = np.repeat(np.isin(np.arange(len(sizes)), kept), sizes)
+    supports, n_needed = _supports(benchmarks, [fields[k] for k in kept], sizes[kept])
+    support_hashes, _, support_bounds = tokenise(
+        [text for some in supports for text in some],
+        [fields[k].is_code for k, some in zip(kept, supports, strict=True) for _ in some],
+    )
     return Index(
         n=n,
         fields=tuple(fields[k] for k in kept),
@@ -198,11 +217,35 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         seed_start=seeds.start,
         seed_field=renumbered[seeds.texts],
         seed_place=seeds.places,
+        support_start=np.cumsum([0, *map(len, supports)]),
+        support_bounds=support_bounds,
+        support_hashes=support_hashes,
+        n_supports_needed=np.array(n_needed, dtype=np.int64),
         n_not_indexed=len(fields) - len(kept),
         fold=fold_table(),
         code_fold=code_table(),
         fingerprint=_fingerprint(benchmarks, n),
     )
+
+
+def _supports(
+    benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
+) -> tuple[list[list[str]], list[int]]:
+    """For each field, what should stand after a short question, and how much of it: half of the choices, or the answer.
+
+    Half of the choices, but at least two: that one of them follows says little, of "yes" and "no" for instance.
+    """
+    supports, n_needed = [], []
+    for field, size in zip(fields, sizes.tolist(), strict=True):
+        texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
+        if field.name == QUESTION and size < SHORTEST_NEAR:
+            for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
+                if kind_of_field(name) in texts and any(map(str.isalnum, text)):
+                    texts[kind_of_field(name)].append(text)
+        mine = list(dict.fromkeys(texts[CHOICES])) or texts[ANSWER][:1]
+        supports.append(mine)
+        n_needed.append(min(len(mine), max(2, -(-len(mine) // 2))))
+    return supports, n_needed
 
 
 def save_index(index: Index, folder: Path) -> None:

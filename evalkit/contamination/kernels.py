@@ -17,7 +17,9 @@ Of each run the scan also records how far it goes on when some tokens may differ
 surroundings hold in order: what two of the rules ask, and what nobody can know later without the text.
 
 A *seed* is a maximal stretch of at least `SEED` tokens in common that has a rare window of that length. Seeds of one
-field that lie close together, and together hold much of it, make a *near match*: the place of an edited copy.
+field that lie close together, and together hold much of it, make a *near match*: the place of an edited copy. How
+similar it is, is the weight that an alignment leaves unedited, or that of the seeds, whichever is more: what was moved
+as a whole was not edited.
 """
 
 from __future__ import annotations
@@ -58,6 +60,9 @@ CONTEXT: Final = 100
 SKIP_FIRST: Final = 10
 SKIP_BUDGET: Final = 4
 """A run of at least so many tokens is followed to the right while at most so many further ones differ."""
+
+SUPPORT_WINDOW: Final = 64
+"""So many tokens after a short question, and twice those of its choices or answer, these are looked for."""
 
 LCS_FIRST: Final = 13
 LCS_LONGEST: Final = 4096
@@ -338,6 +343,22 @@ def _with_skips(hashes: Any, count: int, i: int, field: Any, place: int, run: in
 
 
 @njit(cache=True, nogil=True)
+def _n_supports(hashes: Any, begin: int, count: int, field: int, support_arrays: Any) -> int:
+    """How many of the texts that support a short question stand, each in one piece, in the tokens after it."""
+    start, bounds, support_hashes = support_arrays
+    first, last = start[field], start[field + 1]
+    end = min(count, begin + SUPPORT_WINDOW + 2 * (bounds[last] - bounds[first]))
+    n = 0
+    for s in range(first, last):
+        size = bounds[s + 1] - bounds[s]
+        for i in range(begin, end - size + 1):
+            if _in_common(hashes, i, end, support_hashes, bounds[s], bounds[s + 1]) == size:
+                n += 1
+                break
+    return n
+
+
+@njit(cache=True, nogil=True)
 def _common_subsequence(hashes: Any, count: int, i: int, field: Any, run: int, row: Any) -> int:
     """Length of the longest common subsequence of a field and the surroundings of a run.
 
@@ -510,7 +531,7 @@ def _find_near_matches(
             room = np.empty((size + 1, 2), dtype=np.float64)
         whole = field_hashes[low : low + size]
         cost, copy_begin, copy_end = _align(hashes[begin:end], whole, mine, total, room)
-        if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total:
+        if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total - _TIE:
             continue
         if n_near == len(near):
             longer = np.empty((2 * len(near), 7), dtype=np.float64)
@@ -520,7 +541,7 @@ def _find_near_matches(
         near[n_near, 1] = _edit_distance(hashes[begin + copy_begin : begin + copy_end], whole)
         near[n_near, 2], near[n_near, 3] = begin + copy_begin, begin + copy_end
         near[n_near, 4], near[n_near, 5] = begin, min(count, end + CONTEXT)
-        near[n_near, 6] = 1.0 - cost / total
+        near[n_near, 6] = max(1.0 - cost / total, covered / total)
         n_near += 1
     return near, n_near
 
@@ -534,6 +555,7 @@ def scan(
     n_modes: int,
     index_arrays: Any,
     seed_arrays: Any,
+    support_arrays: Any,
     n: int,
     lengths: Any,
     powers: Any,
@@ -556,6 +578,8 @@ def scan(
         field_hashes, field_bounds).
     seed_arrays
         (table_keys, table_slots, posting_start, posting_field, posting_place) of the rare windows of SEED tokens.
+    support_arrays
+        (start, bounds, hashes): of each field the supporting texts, of each text the tokens.
     n
         Shortest run of fields with at least n tokens; shorter fields match as a whole.
     lengths, powers
@@ -568,8 +592,9 @@ def scan(
         cleared between them), its tokens, and those with skips; `latest_seeds` the first two of the seeds; `marks` see
         `_find_near_matches`.
     out
-        int64[capacity, 9], filled with: document, field, place in the field (tokens), number of tokens, start and
-        end in the document (characters), tokens with skips, longest common subsequence, tokens of the document.
+        int64[capacity, 10], filled with: document, field, place in the field (tokens), number of tokens, start and
+        end in the document (characters), tokens with skips, longest common subsequence, tokens of the document,
+        supporting texts after it.
     near_out, similarities
         int64[capacity, 7], filled with: document, field, edits, start and end in the document (characters), and of the
         text to be kept the first byte and the end in `data`; float64[capacity], the weighted share that is not edited.
@@ -664,6 +689,7 @@ def scan(
                         out[n_runs, 6] = with_skips
                         out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run, row)
                         out[n_runs, 8] = count
+                        out[n_runs, 9] = _n_supports(hashes, i + run, count, field, support_arrays)
                         n_runs += 1
                         latest[p, 0] = number
                         latest[p, 1] = run

@@ -26,7 +26,7 @@ from evalkit.errors import InputError
 from evalkit.files import to_json
 from evalkit.progress import Bar
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 _PROGRESS: Final = ".progress"
 _METER_S: Final = 0.5
 

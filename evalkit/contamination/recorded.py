@@ -28,7 +28,7 @@ _TOTALS: Final = b"evalkit.totals"
 _SHARD: Final = "shard"
 _INTEGERS: Final = (
     *("rows", "fields", "places", "n_tokens", "starts", "ends"),
-    *("n_skipping", "n_in_order", "n_document_tokens"),
+    *("n_skipping", "n_in_order", "n_document_tokens", "n_supports"),
 )
 _NEAR: Final = ("rows", "doc_ids", "fields", "n_edits", "similarities", "starts", "ends", "texts")
 NEAR_SUFFIX: Final = ".near.parquet"

@@ -140,13 +140,27 @@ def boilerplate(documents, fields, n):
     for key, by_document in found.items():
         grams = dict(_grams(wanted[key], n))
         for d, some in by_document.items():
-            for _, place, size in some:
+            for i, place, size in some:
                 mine = range(place, place + size - min(n, len(wanted[key])) + 1)
                 common = [len(texts[grams[k]]) >= 10 for k in mine]
                 often = [passing[key, k] >= 10 and passing[key, k] >= 0.9 * hits[key, k] for k in mine]
-                if all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True))):
-                    ignored.add((key, d, place, size))
+                phrase = all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True)))
+                if phrase or not _is_supported(key, fields, words(documents[d])[i + size :]):
+                    ignored.add((key, d, i, place, size))
     return ignored
+
+
+def _is_supported(key, fields, after):
+    """Whether half of the choices, or the answer, follow a question of fewer than 8 words."""
+    item, name = key
+    if name != "question" or len(words(fields[key])) >= 8:
+        return True
+    mine = {other: words(text) for (one, other), text in fields.items() if one == item and words(text)}
+    choices = {text for other, text in mine.items() if other.startswith("choice_")}
+    wanted = choices or ({mine["answer"]} if "answer" in mine else set())
+    after = after[: 64 + 2 * sum(map(len, wanted))]
+    n = sum(any(after[k : k + len(one)] == one for k in range(len(after))) for one in wanted)
+    return n >= min(len(wanted), max(2, math.ceil(len(wanted) / 2)))
 
 
 def _grams(sequence, n):
@@ -175,8 +189,8 @@ def assess(documents, fields, rule, ignored=frozenset()):
     measures = {"edit_similarity": _similarities, "weighted_overlap": _overlaps}
     if rule["measure"] in measures:
         least = rule["threshold"]
-        more = ignored if rule["measure"] == "edit_similarity" else least
-        values = measures[rule["measure"]](documents, wanted, sequences, more)
+        more = (ignored, least) if rule["measure"] == "edit_similarity" else (least,)
+        values = measures[rule["measure"]](documents, wanted, sequences, *more)
         return {
             key: (
                 max(some.values(), default=0.0),
@@ -193,7 +207,7 @@ def assess(documents, fields, rule, ignored=frozenset()):
         seen = {
             d: kept
             for d, some in found.get(key, {}).items()
-            if (kept := [one for one in some if (key, d, *one[1:]) not in ignored])
+            if (kept := [one for one in some if (key, d, *one) not in ignored])
         }
         if rule["measure"] == "common_subsequence":
             values = {
@@ -264,18 +278,38 @@ def _in_order(field, document, i, place, size):
     return max(before[-1], size) / min(len(field), len(document))
 
 
-def _similarities(documents, wanted, sequences, ignored):
-    """For each field and document the largest share of the field that stands there in one unedited or edited copy."""
+def _similarities(documents, wanted, sequences, ignored, least=None):
+    """For each field and document the largest share of the field that stands there in one unedited or edited copy.
+
+    With `least`, those of at least that similarity do not count where another item's edited copy is more similar and
+    covers half of the place.
+    """
     exact = {key: one for key, one in in_common(documents, sequences, 8).items() if key in wanted}
     values = {key: defaultdict(float) for key in wanted}
     weigh = _weights(sequences)
+    near, rivals = near_matches(tuple(documents), tuple(sequences.items())), defaultdict(list)
+    for key, d, similarity, _, _, begin, end in near:
+        rivals[d].append((key[0], similarity, *_characters(documents[d], begin, end)))
+
+    def outdone(key, d, similarity, begin, end):
+        if least is None or similarity < least:
+            return False
+        start, stop = _characters(documents[d], begin, end)
+        return any(
+            item != key[0] and other > similarity + 1e-9 and min(stop, high) - max(start, low) >= (stop - start) / 2
+            for item, other, low, high in rivals[d]
+        )
+
     for key, by_document in exact.items():
         weights = [weigh[word] for word in wanted[key]]
         for d, some in by_document.items():
-            kept = [one[1:] for one in some if (key, d, *one[1:]) not in ignored]
-            values[key][d] = max((sum(weights[place : place + size]) for place, size in kept), default=0) / sum(weights)
-    for key, d, similarity, _, _ in near_matches(tuple(documents), tuple(sequences.items())):
-        if key in wanted:
+            for one in some:
+                i, place, size = one
+                similarity = sum(weights[place : place + size]) / sum(weights)
+                if (key, d, *one) not in ignored and not outdone(key, d, similarity, i, i + size):
+                    values[key][d] = max(values[key][d], similarity)
+    for key, d, similarity, _, _, begin, end in near:
+        if key in wanted and not outdone(key, d, similarity, begin, end):
             values[key][d] = max(values[key][d], similarity)
     return values
 
@@ -292,7 +326,10 @@ def _weights(sequences):
 
 @functools.cache
 def near_matches(documents, fields):
-    """List (key, document, similarity, first word, end) of the stretches that hold an edited or reordered copy."""
+    """List the stretches that hold an edited or reordered copy, and where in them the copy is aligned.
+
+    As (key, document, similarity, first word of the stretch, its end, first word of the copy, its end).
+    """
     sequences, matches = dict(fields), []
     weigh = _weights(sequences)
     places = defaultdict(int)
@@ -311,9 +348,11 @@ def near_matches(documents, fields):
             weights = [weigh[word] for word in field]
             for low, high, covered in _near(field, rare, weights, len(words(documents[d]))):
                 text = words(documents[d])[low:high]
-                similarity = 1 - _least_cost(field, text, weights) / sum(weights)
-                if similarity >= 0.5 - 1e-9 or covered >= 0.6:
-                    matches.append((key, d, similarity, low, high + 100))
+                cost, begin, end = _least_cost(field, text, weights)
+                similarity = 1 - cost / sum(weights)
+                if similarity >= 0.5 - 1e-9 or covered >= 0.6 - 1e-9:
+                    similarity = max(similarity, covered)
+                    matches.append((key, d, similarity, low, high + 100, low + begin, low + end))
     return matches
 
 
@@ -329,7 +368,7 @@ def _overlaps(documents, wanted, sequences, threshold):
     for (item, _), answer in answers.items():
         by_item[item].append(answer)
     values = {key: defaultdict(float) for key in wanted}
-    for key, d, _, low, high in near_matches(tuple(documents), tuple(sequences.items())):
+    for key, d, _, low, high, _, _ in near_matches(tuple(documents), tuple(sequences.items())):
         if key not in wanted:
             continue
         item, _ = key
@@ -408,15 +447,40 @@ def _near(field, seeds, weights, n_words):
 
 
 def _least_cost(field, text, weights):
-    """Least weight of the words to insert, delete or replace so that the field stands somewhere in the text."""
+    """Least weight of the words to insert, delete or replace so that the field stands somewhere in the text, and where.
+
+    Of several places the one that ends first; of several ways there, to replace comes before to insert and to delete.
+    """
     insertion = sum(weights) / len(field)
-    before = [0.0] * (len(text) + 1)
+    before = [(0.0, b) for b in range(len(text) + 1)]
     for word, weight in zip(field, weights, strict=True):
-        now = [before[0] + weight]
+        now = [(before[0][0] + weight, 0)]
         for b, other in enumerate(text):
-            now.append(min(before[b] + (word != other) * weight, before[b + 1] + weight, now[b] + insertion))
+            ways = [
+                (before[b][0] + (word != other) * weight, before[b][1]),
+                (now[b][0] + insertion, now[b][1]),
+                (before[b + 1][0] + weight, before[b + 1][1]),
+            ]
+            best = ways[0]
+            for way in ways[1:]:
+                best = way if way[0] < best[0] - 1e-9 else best
+            now.append(best)
         before = now
-    return min(before)
+    best = (sum(weights), 0, 0)
+    for end, (cost, begin) in enumerate(before):
+        best = (cost, begin, end) if end and cost < best[0] - 1e-9 else best
+    return best
+
+
+@functools.cache
+def _places(text):
+    return [(start, end) for _, start, end in tokens(text)]
+
+
+def _characters(text, begin, end):
+    """Where some words begin and end in their text."""
+    places = _places(text)
+    return (places[begin][0], places[end - 1][1]) if end > begin else (0, 0)
 
 
 def _samples(key, text, rule, shortest):
