@@ -10,7 +10,8 @@ stands in every textbook. A run that consists of nothing but such n-grams counts
   corpus a thousand times is no boilerplate. A run of `LONG` tokens or more is evidence, however often it is found so.
 
 And a question of fewer than 8 words ("What is the capital of Australia?") is asked without any benchmark. It counts
-where half of its choices, or its answer, stand after it.
+where three in four of its choices, in their order, or its answer stand right after it, and where it is no part of a
+longer match of another item.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.contamination import kernels
+from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.evaluate import Int64, Runs, largest_union
-from evalkit.contamination.index import Index
+from evalkit.contamination.index import SHORTEST_NEAR, Index
+from evalkit.contamination.rivals import find_covered
 
 MANY: Final = 10
 LONG: Final = 16
@@ -66,12 +69,20 @@ def find_boilerplate(index: Index, runs: Runs) -> Boilerplate:
     is_passing = (n_passing >= MANY) & (n_passing >= _SHARE_PASSING * n_all) & ~is_common
     whole = is_exact & (_inside(~is_common, first, end) == 0)
     short = is_exact & (runs.n_tokens < LONG) & (_inside(~(is_common | is_passing), first, end) == 0)
-    is_unsupported = is_exact & (runs.n_supports < index.n_supports_needed[runs.fields])
     return Boilerplate(
-        runs=whole | short | is_unsupported,
+        runs=whole | short | _is_mere_phrase(index, runs, is_exact),
         n_benchmark=len(np.unique(keys[is_common])),
         n_corpus=len(np.unique(keys[is_passing])),
     )
+
+
+def _is_mere_phrase(index: Index, runs: Runs, is_exact: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether each run is a short question without what should follow it, or within a match of another item."""
+    is_short = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
+    is_short &= index.field_sizes < SHORTEST_NEAR
+    found = is_exact & is_short[runs.fields]
+    found[found] = runs.n_supports[found] < index.n_supports_needed[runs.fields[found]]
+    return np.asarray(found | find_covered(index, runs, np.flatnonzero(is_exact & is_short[runs.fields] & ~found)))
 
 
 def _window_keys(index: Index, sizes: Int64, widths: Int64, rows: Int64) -> npt.NDArray[np.uint64]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.index import Index
-from evalkit.contamination.rules import Rule
+from evalkit.contamination.rules import LONG_FIELD, Rule
 
 Int64 = npt.NDArray[np.int64]
 
@@ -58,6 +58,26 @@ class Runs:
         return Runs(**{name: column[which] for name, column in vars(self).items()})
 
 
+SUPPORTED: Final = 0.5
+"""Share of its choices, or of its answer, from which a question is supported."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What speaks for and against runs and near matches being copies of their items.
+
+    Attributes
+    ----------
+    outdone
+        Whether another item is more similar there.
+    support
+        Share of the choices, or of the answer, that stands around a near match of a question; else 1.
+    """
+
+    outdone: npt.NDArray[np.bool_]
+    support: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class FieldScores:
     """What one rule says of every indexed field.
@@ -95,13 +115,12 @@ def evaluate(
     runs: Runs,
     *,
     ignored: npt.NDArray[np.bool_] | None = None,
-    outdone: npt.NDArray[np.bool_] | None = None,
+    copies: Copies | None = None,
     overlaps: npt.NDArray[np.float64] | None = None,
 ) -> FieldScores:
     """Apply `rule` to the runs that are not `ignored`; they must have been recorded from `rule.n` tokens or fewer.
 
-    What is `outdone` does not count where edits do. `overlaps` are those of `weighted_overlap`, for a rule with that
-    measure.
+    `copies` are for rules with the measure `edit_similarity`, `overlaps` for those with `weighted_overlap`.
     """
     if rule.n < index.n:
         raise ValueError(f"the scan recorded runs of {index.n} tokens or more; rule {rule.name} needs {rule.n}")
@@ -112,13 +131,13 @@ def evaluate(
     assessed = is_wanted & ((sizes >= lengths) | (is_question & (sizes >= rule.shortest_question)))
     needed = sizes if rule.measure == "whole_field" else np.minimum(lengths, sizes)
     may_count = assessed[runs.fields] if ignored is None else assessed[runs.fields] & ~ignored
-    if rule.measure == "edit_similarity" and outdone is not None:
-        may_count = may_count & ~outdone
+    if rule.measure == "edit_similarity":
+        may_count = may_count & _is_copy(rule, runs, sizes, is_question, copies)
     is_similarity = rule.measure in _SIMILARITIES or overlaps is not None
     if is_similarity:
         similarity = overlaps if overlaps is not None else _SIMILARITIES[rule.measure](runs, sizes, needed)
         similarity = np.where(may_count, similarity, 0.0)
-        counts = may_count & rule.is_dirty(similarity)
+        counts = may_count & rule.is_dirty(similarity, sizes[runs.fields])
     else:
         if rule.measure == "skipgram_coverage":
             runs = replace(runs, n_tokens=np.maximum(runs.n_tokens, runs.n_skipping))
@@ -137,12 +156,28 @@ def evaluate(
     return FieldScores(
         assessed=assessed,
         contamination=contamination,
-        dirty=rule.is_dirty(contamination),
+        dirty=rule.is_dirty(contamination, sizes),
         n_documents=np.bincount(pairs[0], minlength=len(sizes)),
         longest=longest,
         best_run=best_run,
         counts=counts,
     )
+
+
+def _is_copy(
+    rule: Rule, runs: Runs, sizes: Int64, is_question: npt.NDArray[np.bool_], copies: Copies | None
+) -> npt.NDArray[np.bool_]:
+    """Whether each is a near match, or the whole of a field, and nothing speaks against it."""
+    is_whole = runs.n_tokens == sizes[runs.fields]
+    found: npt.NDArray[np.bool_] = (runs.n_edits >= 0) | is_whole
+    if copies is None:
+        return found
+    found = found & ~copies.outdone
+    if rule.unsupported_threshold is not None:
+        is_short = is_question[runs.fields] & (sizes[runs.fields] < LONG_FIELD)
+        is_unlike = ~is_whole & (runs.similarities < rule.unsupported_threshold)
+        found &= ~(is_short & is_unlike & (copies.support < SUPPORTED))
+    return found
 
 
 def ngram_lengths(rule: Rule, index: Index) -> Int64:

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
-from evalkit.contamination.evaluate import FieldScores, Runs, evaluate, ngram_lengths
+from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
 from evalkit.contamination.index import Index
-from evalkit.contamination.overlap import weighted_overlap
+from evalkit.contamination.overlap import support, weighted_overlap
 from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
 from evalkit.contamination.scan import ShardRuns
@@ -119,8 +119,8 @@ class Findings:
         For each rule what it says, and for those with such a measure the weighted overlaps.
     boilerplate, ignored
         Which runs are boilerplate, and which do not count for that reason.
-    outdone
-        Which runs do not count as edited copies, because another item is more similar there.
+    copies
+        What speaks for and against edited copies; None when no rule looks for them.
     text_column, id_column
         As `read_shard` took them.
     """
@@ -134,7 +134,7 @@ class Findings:
     overlaps: Mapping[str, npt.NDArray[np.float64]]
     boilerplate: Boilerplate
     ignored: npt.NDArray[np.bool_]
-    outdone: npt.NDArray[np.bool_]
+    copies: Copies | None
     text_column: str | Sequence[str]
     id_column: str | None
 
@@ -168,13 +168,16 @@ def apply_rules(
     }
     # No rule counts what is less similar than its threshold.
     edits = [rule.threshold for rule in rules if rule.measure == "edit_similarity"]
-    outdone = find_outdone(index, runs, min(edits)) if edits else np.zeros(len(runs), dtype=bool)
+    copies = None
+    if edits:
+        of_near = support(benchmarks, index, near_texts, runs)
+        copies = Copies(find_outdone(index, runs, min(edits)), np.append(np.ones(len(runs) - len(of_near)), of_near))
     scores = {
-        rule.name: evaluate(rule, index, runs, ignored=ignored, outdone=outdone, overlaps=overlaps.get(rule.name))
+        rule.name: evaluate(rule, index, runs, ignored=ignored, copies=copies, overlaps=overlaps.get(rule.name))
         for rule in rules
     }
     return Findings(
-        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, outdone, text_column, id_column
+        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, copies, text_column, id_column
     )
 
 
@@ -237,7 +240,7 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     unfiltered = findings.scores
     if findings.ignored.any():
         unfiltered = {
-            rule.name: evaluate(rule, index, runs, outdone=findings.outdone, overlaps=findings.overlaps.get(rule.name))
+            rule.name: evaluate(rule, index, runs, copies=findings.copies, overlaps=findings.overlaps.get(rule.name))
             for rule in findings.rules
         }
     lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}

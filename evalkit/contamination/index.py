@@ -231,9 +231,9 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
 def _supports(
     benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
 ) -> tuple[list[list[str]], list[int]]:
-    """For each field, what should stand after a short question, and how much of it: half of the choices, or the answer.
+    """For each field, what should follow a short question, and how much of it: three in four choices, or the answer.
 
-    Half of the choices, but at least two: that one of them follows says little, of "yes" and "no" for instance.
+    All choices, if there are fewer than 8 words in all.
     """
     supports, n_needed = [], []
     for field, size in zip(fields, sizes.tolist(), strict=True):
@@ -242,10 +242,15 @@ def _supports(
             for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
                 if kind_of_field(name) in texts and any(map(str.isalnum, text)):
                     texts[kind_of_field(name)].append(text)
-        mine = list(dict.fromkeys(texts[CHOICES])) or texts[ANSWER][:1]
+        mine = texts[CHOICES] or texts[ANSWER][:1]
         supports.append(mine)
-        n_needed.append(min(len(mine), max(2, -(-len(mine) // 2))))
+        is_little = size + sum(map(_n_tokens, mine)) < SHORTEST_NEAR
+        n_needed.append(len(mine) - (0 if is_little else len(mine) // 4))
     return supports, n_needed
+
+
+def _n_tokens(text: str) -> int:
+    return len(tokenise([text])[0])
 
 
 def save_index(index: Index, folder: Path) -> None:

@@ -61,8 +61,9 @@ SKIP_FIRST: Final = 10
 SKIP_BUDGET: Final = 4
 """A run of at least so many tokens is followed to the right while at most so many further ones differ."""
 
-SUPPORT_WINDOW: Final = 64
-"""So many tokens after a short question, and twice those of its choices or answer, these are looked for."""
+CHOICE_GAP: Final = 2
+ANSWER_GAP: Final = 8
+"""At most so many tokens stand between a short question and each of its choices in their order, or its answer."""
 
 LCS_FIRST: Final = 13
 LCS_LONGEST: Final = 4096
@@ -344,16 +345,17 @@ def _with_skips(hashes: Any, count: int, i: int, field: Any, place: int, run: in
 
 @njit(cache=True, nogil=True)
 def _n_supports(hashes: Any, begin: int, count: int, field: int, support_arrays: Any) -> int:
-    """How many of the texts that support a short question stand, each in one piece, in the tokens after it."""
+    """How many of the texts that support a short question follow it in their order, close behind each other."""
     start, bounds, support_hashes = support_arrays
     first, last = start[field], start[field + 1]
-    end = min(count, begin + SUPPORT_WINDOW + 2 * (bounds[last] - bounds[first]))
+    gap = ANSWER_GAP if last - first == 1 else CHOICE_GAP
     n = 0
     for s in range(first, last):
         size = bounds[s + 1] - bounds[s]
-        for i in range(begin, end - size + 1):
-            if _in_common(hashes, i, end, support_hashes, bounds[s], bounds[s + 1]) == size:
+        for i in range(begin, min(begin + gap, count - size) + 1):
+            if _in_common(hashes, i, count, support_hashes, bounds[s], bounds[s + 1]) == size:
                 n += 1
+                begin = i + size
                 break
     return n
 

@@ -21,14 +21,15 @@ from evalkit.contamination.evaluate import Runs
 from evalkit.contamination.index import Index, tokenise
 from evalkit.contamination.rules import Rule
 
-_QUESTION_N: Final = 5
+# decon counts tokens of a language model, of which a word of a benchmark has about 1.2: five of them are four words.
+_QUESTION_N: Final = 4
 _ANSWER_N: Final = 3
 _SHORT_ANSWER: Final = 3
 _SHORT_ANSWER_WINDOW: Final = 50
 _ANSWER_WINDOW: Final = 100
-_SURE_NGRAMS: Final = 20
+_SURE_NGRAMS: Final = 17
 _SURE_ANSWER: Final = 4
-_SHORT_RECORD, _LONG_RECORD = 20, 50
+_SHORT_RECORD, _LONG_RECORD = 17, 42
 """Words of question, answer and passage together: up to the first all must match, from the second the threshold."""
 
 Words = tuple[int, ...]
@@ -78,6 +79,30 @@ def weighted_overlap(
             score(one, text, passage, rarity, answers.rarity, rule.threshold) for one in records[number]
         )
     return scores
+
+
+def support(benchmarks: Sequence[Benchmark], index: Index, texts: pa.Array, runs: Runs) -> npt.NDArray[np.float64]:
+    """Return how much of its choices, or of its answer, stands around each near match of a question; else 1.
+
+    Of a text of up to three words it is 1 or 0, of a longer one the share of its 3-grams; choices count alike.
+    """
+    first = len(runs) - len(texts)
+    fields = [index.fields[number] for number in runs.fields[first:].tolist()]
+    hashes, _, bounds = tokenise(texts.to_pylist(), [field.is_code for field in fields])
+    answers = _Answers(benchmarks)
+    found = np.ones(len(texts))
+    for near, field in enumerate(fields):
+        mine = answers.supports(field.benchmark, field.item) if field.name == QUESTION else []
+        if mine:
+            text = tuple(hashes[bounds[near] : bounds[near + 1]].tolist())
+            there = {n: ngrams(text, n) for n in range(1, _ANSWER_N + 1)}
+            found[near] = sum(_share_there(one, there) for one in mine) / len(mine)
+    return found
+
+
+def _share_there(words: Words, there: dict[int, Ngrams]) -> float:
+    wanted = ngrams(words, min(len(words), _ANSWER_N))
+    return len(wanted & there[min(len(words), _ANSWER_N)]) / len(wanted)
 
 
 def score(
@@ -172,15 +197,24 @@ class _Answers:
                         is_code.append(benchmark.is_code(QUESTION))
         hashes, _, bounds = tokenise(texts, is_code)
         self._answers: dict[tuple[int, int], list[Words]] = defaultdict(list)
+        self._choices: dict[tuple[int, int], list[Words]] = defaultdict(list)
         self._n_passage: Counter[tuple[int, int]] = Counter()
         for number, (b, i, name) in enumerate(places):
             if name == PASSAGE:
                 self._n_passage[b, i] = int(bounds[number + 1] - bounds[number])
-            else:
-                self._answers[b, i].append(tuple(hashes[bounds[number] : bounds[number + 1]].tolist()))
+                continue
+            words = tuple(hashes[bounds[number] : bounds[number + 1]].tolist())
+            self._answers[b, i].append(words)
+            if kind_of_field(name) == CHOICES and words:
+                self._choices[b, i].append(words)
         self.rarity = _inverse_document_frequencies(
             [one for some in self._answers.values() for one in some if len(one) > _SHORT_ANSWER], _ANSWER_N
         )
+
+    def supports(self, benchmark: int, item: int) -> list[Words]:
+        """What should stand near a question: its choices, or else its answer."""
+        key = benchmark, item
+        return self._choices.get(key) or [one for one in self._answers.get(key, ()) if one][:1]
 
     def records(self, benchmark: int, item: int, question: Words) -> list[Record]:
         n_passage = self._n_passage[benchmark, item]

@@ -147,20 +147,33 @@ def boilerplate(documents, fields, n):
                 phrase = all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True)))
                 if phrase or not _is_supported(key, fields, words(documents[d])[i + size :]):
                     ignored.add((key, d, i, place, size))
+                is_short = key[1] == "question" and len(wanted[key]) < 8
+                if is_short and any(
+                    other[0] != key[0] and size < longer and k <= i and i + size <= k + longer
+                    for other, its in found.items()
+                    for k, _, longer in its.get(d, ())
+                ):
+                    ignored.add((key, d, i, place, size))
     return ignored
 
 
 def _is_supported(key, fields, after):
-    """Whether half of the choices, or the answer, follow a question of fewer than 8 words."""
+    """Whether three in four choices in their order, or the answer, follow a question of fewer than 8 words."""
     item, name = key
     if name != "question" or len(words(fields[key])) >= 8:
         return True
     mine = {other: words(text) for (one, other), text in fields.items() if one == item and words(text)}
-    choices = {text for other, text in mine.items() if other.startswith("choice_")}
-    wanted = choices or ({mine["answer"]} if "answer" in mine else set())
-    after = after[: 64 + 2 * sum(map(len, wanted))]
-    n = sum(any(after[k : k + len(one)] == one for k in range(len(after))) for one in wanted)
-    return n >= min(len(wanted), max(2, math.ceil(len(wanted) / 2)))
+    wanted = [text for other, text in mine.items() if other.startswith("choice_")] or [
+        text for other, text in mine.items() if other == "answer"
+    ]
+    n = 0
+    for one in wanted:
+        for gap in range((2 if len(wanted) > 1 else 8) + 1):
+            if after[gap : gap + len(one)] == one:
+                n, after = n + 1, after[gap + len(one) :]
+                break
+    is_little = len(words(fields[key])) + sum(map(len, wanted)) < 8
+    return n >= len(wanted) - (0 if is_little else len(wanted) // 4)
 
 
 def _grams(sequence, n):
@@ -189,13 +202,13 @@ def assess(documents, fields, rule, ignored=frozenset()):
     measures = {"edit_similarity": _similarities, "weighted_overlap": _overlaps}
     if rule["measure"] in measures:
         least = rule["threshold"]
-        more = (ignored, least) if rule["measure"] == "edit_similarity" else (least,)
+        more = (ignored, rule) if rule["measure"] == "edit_similarity" else (least,)
         values = measures[rule["measure"]](documents, wanted, sequences, *more)
         return {
             key: (
                 max(some.values(), default=0.0),
-                any(one >= least for one in some.values()),
-                sum(one >= least for one in some.values()),
+                any(one >= _least(rule, wanted[key]) for one in some.values()),
+                sum(one >= _least(rule, wanted[key]) for one in some.values()),
             )
             for key, some in values.items()
         }
@@ -238,6 +251,12 @@ def assess(documents, fields, rule, ignored=frozenset()):
     return result
 
 
+def _least(rule, field):
+    """The threshold of a field: shorter ones can have a higher one."""
+    share = min(max((30 - len(field)) / 22, 0), 1)
+    return rule["threshold"] + share * (rule.get("short_threshold", rule["threshold"]) - rule["threshold"]) - 1e-9
+
+
 def _measure(rule, size, n, seen):
     if rule["measure"] in ("any_ngram", "whole_field", "substring"):
         return float(bool(seen))
@@ -278,11 +297,12 @@ def _in_order(field, document, i, place, size):
     return max(before[-1], size) / min(len(field), len(document))
 
 
-def _similarities(documents, wanted, sequences, ignored, least=None):
+def _similarities(documents, wanted, sequences, ignored, rule=None):
     """For each field and document the largest share of the field that stands there in one unedited or edited copy.
 
-    With `least`, those of at least that similarity do not count where another item's edited copy is more similar and
-    covers half of the place.
+    With a rule, only whole fields and edited copies count, and not where another item's edited copy is more similar and
+    covers half of the place, nor shorter questions that are not very similar and have not half of their choices, or
+    of their answer, around them.
     """
     exact = {key: one for key, one in in_common(documents, sequences, 8).items() if key in wanted}
     values = {key: defaultdict(float) for key in wanted}
@@ -292,7 +312,7 @@ def _similarities(documents, wanted, sequences, ignored, least=None):
         rivals[d].append((key[0], similarity, *_characters(documents[d], begin, end)))
 
     def outdone(key, d, similarity, begin, end):
-        if least is None or similarity < least:
+        if rule is None or similarity < rule["threshold"]:
             return False
         start, stop = _characters(documents[d], begin, end)
         return any(
@@ -306,12 +326,36 @@ def _similarities(documents, wanted, sequences, ignored, least=None):
             for one in some:
                 i, place, size = one
                 similarity = sum(weights[place : place + size]) / sum(weights)
+                if rule and size < len(wanted[key]):
+                    continue
                 if (key, d, *one) not in ignored and not outdone(key, d, similarity, i, i + size):
                     values[key][d] = max(values[key][d], similarity)
-    for key, d, similarity, _, _, begin, end in near:
+    for key, d, similarity, low, high, begin, end in near:
+        is_short = key[1] == "question" and len(sequences[key]) < 30
+        around = words(documents[d])[low:high]
+        if (
+            rule
+            and is_short
+            and similarity < rule["unsupported_threshold"]
+            and _support(key[0], sequences, around) < 0.5
+        ):
+            continue
         if key in wanted and not outdone(key, d, similarity, begin, end):
             values[key][d] = max(values[key][d], similarity)
     return values
+
+
+def _support(item, sequences, text):
+    choices = [one for (other, name), one in sequences.items() if other == item and name.startswith("choice_") and one]
+    mine = choices or [one for (other, name), one in sequences.items() if (other, name) == (item, "answer") and one]
+    shares = []
+    for one in mine:
+        n = min(len(one), 3)
+        grams = {one[k : k + n] for k in range(len(one) - n + 1)}
+        shares.append(
+            len([gram for gram in grams if any(text[k : k + n] == gram for k in range(len(text)))]) / len(grams)
+        )
+    return sum(shares) / len(shares) if shares else 1
 
 
 def _weights(sequences):
@@ -362,7 +406,7 @@ def _overlaps(documents, wanted, sequences, threshold):
     answers = {key: one for key, one in sequences.items() if key[1] not in ("question", "passage") and one}
     passages = {key: one for key, one in sequences.items() if key[1] == "passage" and len(one) >= 8}
     shares = _similarities(documents, passages, sequences, frozenset())
-    of_questions = _rarity(questions, 5)
+    of_questions = _rarity(questions, 4)
     of_answers = _rarity([one for one in answers.values() if len(one) > 3], 3)
     by_item = defaultdict(list)
     for (item, _), answer in answers.items():
@@ -390,15 +434,15 @@ def _rarity(texts, n):
 
 
 def _overlap(question, answer, n_passage, text, passage, of_questions, of_answers, threshold):
-    wanted = {question[k : k + 5] for k in range(len(question) - 4)}
-    found = {text[k : k + 5] for k in range(len(text) - 4)} & wanted
+    wanted = {question[k : k + 4] for k in range(len(question) - 3)}
+    found = {text[k : k + 4] for k in range(len(text) - 3)} & wanted
     whole = sum(of_questions[one] for one in wanted)
     asked = sum(of_questions[one] for one in found) / whole if whole else len(found) / len(wanted)
     size = len(question) + len(answer) + n_passage
-    required = 1.0 if size <= 20 else threshold if size >= 50 else 1 - (1 - threshold) * (size - 20) / 30
-    if asked < (required - 0.3) / 0.7 - 1e-9:
+    required = 1.0 if size <= 17 else threshold if size >= 42 else 1 - (1 - threshold) * (size - 17) / 25
+    if not found or asked < (required - 0.3) / 0.7 - 1e-9:
         return 0.0
-    after = text[max(k + 5 for k in range(len(text) - 4) if text[k : k + 5] in wanted) :]
+    after = text[max(k + 4 for k in range(len(text) - 3) if text[k : k + 4] in wanted) :]
     answered = 0.0
     if 0 < len(answer) <= 3:
         after = after[:50]
@@ -416,8 +460,8 @@ def _overlap(question, answer, n_passage, text, passage, of_questions, of_answer
         (False, False): (1.0, 0.0, 0.0),
     }
     q, a, p = shares[bool(answer), bool(n_passage)]
-    if (answer or n_passage) and len(wanted) < 20:
-        lost = q * (1 - (0.5 + 0.5 * len(wanted) / 20))
+    if (answer or n_passage) and len(wanted) < 17:
+        lost = q * (1 - (0.5 + 0.5 * len(wanted) / 17))
         others = bool(answer) + bool(n_passage)
         q, a, p = q - lost, a + lost / others * bool(answer), p + lost / others * bool(n_passage)
     if 0 < len(answer) < 4:
