@@ -63,7 +63,7 @@ from evalkit.contamination.benchmarks import Benchmark, from_file, parse_fields
 from evalkit.contamination.canaries import canary_benchmark
 from evalkit.contamination.findings import apply_rules
 from evalkit.contamination.index import build_index
-from evalkit.contamination.rules import DIRTY, load_rules
+from evalkit.contamination.rules import DIRTY, FUZZY, load_rules
 from evalkit.contamination.scan import ShardRuns, scan_shard
 from evalkit.contamination.semantic.audit import RULE as SEMANTIC_RULE
 from evalkit.contamination.semantic.audit import SEMANTIC, audit_semantic
@@ -83,7 +83,7 @@ TARGETS = {
     "edited_10": (0.95, 0.0),
     "rewritten_gsm8k": (0.9, 0.9),
 }
-"""Recall and precision that the best rule should reach in these rows."""
+"""Recall and precision that a rule should reach in these rows: of edits `fuzzy`, of the others any."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,9 @@ def reaches(way: str, scores: Mapping[str, Score]) -> bool:
     """Whether one rule reaches the row's target."""
     recall, precision = TARGETS[way]
     return any(
-        one.recall >= recall and (one.precision or 0.0) >= precision for name, one in scores.items() if name != PEER
+        one.recall >= recall and (one.precision or 0.0) >= precision
+        for name, one in scores.items()
+        if name != PEER and (way != "edited_10" or name == FUZZY)
     )
 
 

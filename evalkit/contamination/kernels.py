@@ -46,7 +46,7 @@ _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
 SEED: Final = 5
 """Tokens of a window by which near matches are found."""
 
-COVERED: Final = 0.4
+COVERED: Final = 0.2
 COVERED_WEIGHT: Final = 0.3
 """Least share of a field's tokens, and of their weights, in the seeds of a near match."""
 

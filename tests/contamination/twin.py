@@ -472,7 +472,7 @@ def _overlap(question, answer, n_passage, text, passage, of_questions, of_answer
 
 
 def _near(field, seeds, weights, n_words):
-    """Where the seeds that lie close together cover 40% of the field: the words that are compared."""
+    """Where the seeds that lie close together cover 20% of the field: the words that are compared."""
     groups = []
     for i, place, size in sorted(seeds):
         reached = max((a + c for a, _, c in groups[-1]), default=0) if groups else 0
@@ -482,7 +482,7 @@ def _near(field, seeds, weights, n_words):
     for group in groups:
         covered = {p + k for _, p, size in group for k in range(size)}
         share = sum(weights[k] for k in covered) / sum(weights)
-        if len(covered) < 0.4 * len(field) or share < 0.3:
+        if len(covered) < 0.2 * len(field) or share < 0.3:
             continue
         low = max(min(i - p for i, p, _ in group), group[0][0] - len(field))
         high = min(max(i - p + len(field) for i, p, _ in group), max(i + size for i, _, size in group) + len(field))
