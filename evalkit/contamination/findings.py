@@ -16,7 +16,7 @@ from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
 from evalkit.contamination.index import Index
-from evalkit.contamination.overlap import support, weighted_overlap
+from evalkit.contamination.overlap import NearTexts
 from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
 from evalkit.contamination.scan import ShardRuns
@@ -160,17 +160,15 @@ def apply_rules(
     runs = _join_runs(found, index)
     boilerplate = find_boilerplate(index, runs)
     ignored = np.zeros(len(runs), dtype=bool) if keep_boilerplate else boilerplate.runs
-    near_texts = pa.concat_arrays([one.near.texts for one in found])
-    overlaps = {
-        rule.name: weighted_overlap(rule, benchmarks, index, near_texts, runs)
-        for rule in rules
-        if rule.measure == "weighted_overlap"
-    }
+    near = None
+    if any(rule.measure in ("weighted_overlap", "edit_similarity") for rule in rules):
+        near = NearTexts(benchmarks, index, pa.concat_arrays([one.near.texts for one in found]), runs)
+    overlaps = {rule.name: near.weighted_overlap(rule) for rule in rules if near and rule.measure == "weighted_overlap"}
     # No rule counts what is less similar than its threshold.
     edits = [rule.threshold for rule in rules if rule.measure == "edit_similarity"]
     copies = None
-    if edits:
-        of_near = support(benchmarks, index, near_texts, runs)
+    if near and edits:
+        of_near = near.support()
         copies = Copies(find_outdone(index, runs, min(edits)), np.append(np.ones(len(runs) - len(of_near)), of_near))
     scores = {
         rule.name: evaluate(rule, index, runs, ignored=ignored, copies=copies, overlaps=overlaps.get(rule.name))

@@ -190,11 +190,12 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     renumbered = np.full(len(fields), -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
     is_kept = np.repeat(np.isin(np.arange(len(sizes)), kept), sizes)
-    supports, n_needed = _supports(benchmarks, [fields[k] for k in kept], sizes[kept])
+    supports = _supports(benchmarks, [fields[k] for k in kept], sizes[kept])
     support_hashes, _, support_bounds = tokenise(
         [text for some in supports for text in some],
         [fields[k].is_code for k, some in zip(kept, supports, strict=True) for _ in some],
     )
+    support_start = np.cumsum([0, *map(len, supports)])
     return Index(
         n=n,
         fields=tuple(fields[k] for k in kept),
@@ -217,10 +218,10 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         seed_start=seeds.start,
         seed_field=renumbered[seeds.texts],
         seed_place=seeds.places,
-        support_start=np.cumsum([0, *map(len, supports)]),
+        support_start=support_start,
         support_bounds=support_bounds,
         support_hashes=support_hashes,
-        n_supports_needed=np.array(n_needed, dtype=np.int64),
+        n_supports_needed=_n_needed(sizes[kept], support_start, support_bounds),
         n_not_indexed=len(fields) - len(kept),
         fold=fold_table(),
         code_fold=code_table(),
@@ -230,27 +231,26 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
 
 def _supports(
     benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
-) -> tuple[list[list[str]], list[int]]:
-    """For each field, what should follow a short question, and how much of it: three in four choices, or the answer.
-
-    All choices, if there are fewer than 8 words in all.
-    """
-    supports, n_needed = [], []
+) -> list[list[str]]:
+    """For each field, what should follow a short question: its choices, or else its answer."""
+    supports = []
     for field, size in zip(fields, sizes.tolist(), strict=True):
         texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
         if field.name == QUESTION and size < SHORTEST_NEAR:
             for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
                 if kind_of_field(name) in texts and any(map(str.isalnum, text)):
                     texts[kind_of_field(name)].append(text)
-        mine = texts[CHOICES] or texts[ANSWER][:1]
-        supports.append(mine)
-        is_little = size + sum(map(_n_tokens, mine)) < SHORTEST_NEAR
-        n_needed.append(len(mine) - (0 if is_little else len(mine) // 4))
-    return supports, n_needed
+        supports.append(texts[CHOICES] or texts[ANSWER][:1])
+    return supports
 
 
-def _n_tokens(text: str) -> int:
-    return len(tokenise([text])[0])
+def _n_needed(
+    sizes: npt.NDArray[np.int64], start: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """How many of its supports each question needs: three in four, or all if there are fewer than 8 words in all."""
+    n = np.diff(start)
+    is_little = sizes + bounds[start[1:]] - bounds[start[:-1]] < SHORTEST_NEAR
+    return np.asarray(n - np.where(is_little, 0, n // 4))
 
 
 def save_index(index: Index, folder: Path) -> None:

@@ -83,7 +83,8 @@ UInt64 = npt.NDArray[np.uint64]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _mix(value: Any) -> Any:
+def mix(value: Any) -> Any:
+    """Spread the bits of a hash: murmur3's finaliser."""
     value ^= value >> _SHIFT
     value *= _MIX_1
     value ^= value >> _SHIFT
@@ -128,14 +129,14 @@ def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, sta
             code = ascii_code[byte]
             if code <= COMMENT_OR_NOT:
                 if state != _OUTSIDE:
-                    hashes[n] = _mix(value)
+                    hashes[n] = mix(value)
                     n += 1
                     state = _OUTSIDE
                 i = i + 1 if code == 0 else _after_comment(data, i, end, code)
                 continue
             if state != _IN_WORD:
                 if state == _IN_CHARACTER:
-                    hashes[n] = _mix(value)
+                    hashes[n] = mix(value)
                     n += 1
                 state = _IN_WORD
                 value = seed
@@ -174,7 +175,7 @@ def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, sta
                 ends[n] = i - begin
                 continue
             if state != _OUTSIDE:
-                hashes[n] = _mix(value)
+                hashes[n] = mix(value)
                 n += 1
                 state = _OUTSIDE
             if what in (WORD, CHARACTER):
@@ -183,7 +184,7 @@ def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, sta
                 ends[n] = i - begin
                 value = (seed ^ np.uint64(folded)) * _PRIME
     if state != _OUTSIDE:
-        hashes[n] = _mix(value)
+        hashes[n] = mix(value)
         n += 1
     return n
 
@@ -226,7 +227,7 @@ def tokenise_all(data: Any, offsets: Any, fold_arrays: Any) -> tuple[UInt64, Int
 def _find(table_keys: Any, table_slots: Any, key: Any) -> int:
     """Return the slot of `key` in the open-addressing table, or -1."""
     mask = np.uint64(len(table_keys) - 1)
-    place = _mix(key) & mask
+    place = mix(key) & mask
     while table_slots[place] >= 0:
         if table_keys[place] == key:
             return int(table_slots[place])
@@ -239,7 +240,7 @@ def fill_table(keys: Any, table_keys: Any, table_slots: Any) -> None:
     """Enter distinct `keys` into an empty open-addressing table (slots -1)."""
     mask = np.uint64(len(table_keys) - 1)
     for slot in range(len(keys)):
-        mixed = _mix(keys[slot])
+        mixed = mix(keys[slot])
         place = mixed & mask
         while table_slots[place] >= 0:
             place = (place + _ONE) & mask
