@@ -109,13 +109,15 @@ def _in_many_texts(
     numbers = np.arange(len(sizes))
     of_row = np.repeat(np.where(sizes < index.n, numbers + len(whole), texts), sizes - widths + 1)
     distinct, number = np.unique(keys, return_inverse=True)
-    pairs = np.unique(np.stack([number, of_row]), axis=1)
-    return np.asarray(np.bincount(pairs[0], minlength=len(distinct)) >= MANY)[number]
+    n_rows = int(of_row.max(initial=0)) + 1
+    pairs = np.unique(number * n_rows + of_row)
+    return np.asarray(np.bincount(pairs // n_rows, minlength=len(distinct)) >= MANY)[number]
 
 
 def _in_passing(runs: Runs, is_exact: npt.NDArray[np.bool_], sizes: Int64) -> npt.NDArray[np.bool_]:
     """Whether the document of each run holds less than half of the field."""
-    _, pair = np.unique(np.stack([runs.documents, runs.fields]), axis=1, return_inverse=True)
+    keys = runs.documents * len(sizes) + runs.fields
+    pair = np.unique(keys, return_inverse=True)[1]
     mine = runs.only(is_exact)
     n_pairs = int(pair.max(initial=-1)) + 1
     covered = largest_union(

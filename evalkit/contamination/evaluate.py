@@ -152,12 +152,14 @@ def evaluate(
         np.maximum.at(contamination, runs.fields, similarity)
     else:
         contamination = _contamination(rule, sizes, needed, mine, longest)
-    pairs = np.unique(np.stack([mine.fields, mine.documents]), axis=1)
+    # Each pair of field and document once.
+    pairs = np.unique(mine.fields * (int(mine.documents.max(initial=0)) + 1) + mine.documents)
+    of_pair = pairs // (int(mine.documents.max(initial=0)) + 1)
     return FieldScores(
         assessed=assessed,
         contamination=contamination,
         dirty=rule.is_dirty(contamination, sizes),
-        n_documents=np.bincount(pairs[0], minlength=len(sizes)),
+        n_documents=np.bincount(of_pair, minlength=len(sizes)),
         longest=longest,
         best_run=best_run,
         counts=counts,

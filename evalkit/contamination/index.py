@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -270,7 +270,7 @@ def save_index(index: Index, folder: Path) -> None:
             "n": index.n,
             "n_not_indexed": index.n_not_indexed,
             "fingerprint": index.fingerprint,
-            "fields": [astuple(field) for field in index.fields],
+            "fields": [tuple(vars(field).values()) for field in index.fields],
         },
     )
 

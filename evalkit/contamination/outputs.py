@@ -126,27 +126,34 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
 
 def _items(findings: Findings, places: _Places) -> pa.Table:
     """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
-    index = findings.index
-    rows = []
+    fields = findings.index.fields
+    names = (
+        [findings.benchmarks[field.benchmark].name for field in fields],
+        [field.doc_hash for field in fields],
+        [field.name for field in fields],
+    )
+    parts = []
     for rule in findings.rules:
         score = findings.scores[rule.name]
-        for f in np.flatnonzero(score.assessed):
-            field, best = index.fields[f], int(score.best_run[f])
-            benchmark = findings.benchmarks[field.benchmark]
-            rows.append(
-                {
-                    "benchmark": benchmark.name,
-                    "doc_hash": field.doc_hash,
-                    "field": field.name,
-                    "rule": rule.name,
-                    "contamination": float(score.contamination[f]),
-                    "label": DIRTY if score.dirty[f] else CLEAN,
-                    "n_documents": int(score.n_documents[f]),
-                    "best_document": f"{places.file[best]}:{places.row[best]}" if best >= 0 else None,
-                    "longest_match": int(score.longest[f]),
-                }
-            )
-    return tables.from_rows(tables.ITEMS, rows)
+        mine = np.flatnonzero(score.assessed)
+        best = score.best_run[mine]
+        documents = np.full(len(mine), None, dtype=object)
+        for place in np.flatnonzero(best >= 0).tolist():
+            documents[place] = f"{places.file[int(best[place])]}:{places.row[best[place]]}"
+        columns = {
+            **{
+                name: _each(values, mine)
+                for name, values in zip(("benchmark", "doc_hash", "field"), names, strict=True)
+            },
+            "rule": _each([rule.name], np.zeros_like(mine)),
+            "contamination": score.contamination[mine],
+            "label": _each([CLEAN, DIRTY], score.dirty[mine].astype(np.int64)),
+            "n_documents": score.n_documents[mine],
+            "best_document": documents,
+            "longest_match": score.longest[mine],
+        }
+        parts.append(tables.from_columns(tables.ITEMS, columns))
+    return pa.concat_tables(parts)
 
 
 _SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
