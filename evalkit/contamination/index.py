@@ -19,21 +19,21 @@ from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
 
-# Bits of the filter per n-gram: at 16, one window in 16 that is in no benchmark still costs a table look-up.
+# Bits of the filter per n-gram: at 16, about one window in 50 that is in no benchmark still costs a table look-up.
 _FILTER_BITS_PER_KEY = 16
-# Few tokens begin a short question; the filter stays in the processor's first cache.
-_FIRST_TOKEN_BITS = 1 << 16
+# Short questions are few, and three of their windows are looked up at each token.
+_SHORT_BITS_PER_KEY = 128
 # A window of a near match that stands in more places is no sign of any of them; it would only cost time.
 _RARE: Final = 32
 SHORTEST_NEAR: Final = 8
 """Tokens of the shortest field that near matches are looked for; a shorter one is found as a whole, or not at all."""
 
-_INDEX_VERSION: Final = 4
+_INDEX_VERSION: Final = 5
 _DESCRIPTION: Final = "index.json"
 _FOLDS: Final = ("fold", "code_fold")
 _ARRAYS: Final = (
     *("field_hashes", "field_bounds", "token_sizes", "weights", "table_keys", "table_slots", "bitmap"),
-    *("beginnings", "first_tokens", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
+    *("beginnings", "short_beginnings", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
     *("seed_keys", "seed_slots", "seed_start", "seed_field", "seed_place"),
     *("support_start", "support_bounds", "support_hashes", "n_supports_needed"),
 )
@@ -70,8 +70,8 @@ class Index:
         Open-addressing table of window hashes, and its filter.
     beginnings
         Filter of the windows of the longer fields, of `kernels.SEED` tokens, or n where that is less.
-    first_tokens
-        Filter of the first tokens of the fields that are shorter than n.
+    short_beginnings
+        Filter of the first 1, 2 or 4 tokens of the fields that are shorter than n.
     posting_start, posting_field, posting_place
         Where each window occurs: fields and token positions.
     lengths, powers
@@ -100,7 +100,7 @@ class Index:
     table_slots: npt.NDArray[np.int64]
     bitmap: npt.NDArray[np.uint64]
     beginnings: npt.NDArray[np.uint64]
-    first_tokens: npt.NDArray[np.uint64]
+    short_beginnings: npt.NDArray[np.uint64]
     posting_start: npt.NDArray[np.int64]
     posting_field: npt.NDArray[np.int64]
     posting_place: npt.NDArray[np.int64]
@@ -133,7 +133,7 @@ class Index:
             self.table_slots,
             self.bitmap,
             self.beginnings,
-            self.first_tokens,
+            self.short_beginnings,
             self.posting_start,
             self.posting_field,
             self.posting_place,
@@ -205,9 +205,9 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         weights=_weights(hashes[is_kept], sizes[kept], ~is_canary[kept]),
         table_keys=table.keys,
         table_slots=table.slots,
-        bitmap=_filter(table.distinct, _n_bits(len(table.distinct))),
-        beginnings=_filter(beginning_keys, _n_bits(len(beginning_keys))),
-        first_tokens=_filter(hashes[bounds[kept[sizes[kept] < n]]], _FIRST_TOKEN_BITS),
+        bitmap=_filter(table.distinct),
+        beginnings=_filter(np.unique(beginning_keys)),
+        short_beginnings=_filter(keys[sizes[posting_fields] < n], _SHORT_BITS_PER_KEY),
         posting_start=table.start,
         posting_field=renumbered[table.texts],
         posting_place=table.places,
@@ -419,11 +419,6 @@ def _postings(
     )
 
 
-def _n_bits(n_keys: int) -> int:
-    """Bits of a filter for so many keys."""
-    return 1 << max(10, (_FILTER_BITS_PER_KEY * n_keys - 1).bit_length())
-
-
 def _weights(
     hashes: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
@@ -435,11 +430,11 @@ def _weights(
     return np.asarray(np.log((counted.sum() + 1) / np.maximum(n_fields, 1))[number])
 
 
-def _filter(keys: npt.NDArray[np.uint64], n_bits: int) -> npt.NDArray[np.uint64]:
-    """A bitmap with the low bits of each key set."""
-    is_set = np.zeros(n_bits, dtype=bool)
-    is_set[(keys & np.uint64(n_bits - 1)).astype(np.int64)] = True
-    return np.packbits(is_set, bitorder="little").view(np.uint64)
+def _filter(keys: npt.NDArray[np.uint64], bits_per_key: int = _FILTER_BITS_PER_KEY) -> npt.NDArray[np.uint64]:
+    """A filter of the keys; see `kernels.fill_filter`."""
+    words = np.zeros(1 << max(4, (bits_per_key * len(keys) // 64).bit_length()), dtype=np.uint64)
+    kernels.fill_filter(keys, words)
+    return words
 
 
 def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:

@@ -77,6 +77,7 @@ _ZERO: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
 _LOW_BITS: Final = np.uint64(63)
 _WORD_BITS: Final = np.uint64(6)
+_HIGH_BITS: Final = np.uint64(58)
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -287,31 +288,47 @@ def _power(exponent: int) -> Any:
     return value
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _may_hold(words: Any, mask: Any, key: Any) -> Any:
+    """1 when a filter has the two bits of a key, else 0: its lowest and highest six, in the word that others name."""
+    word = words[(key >> _WORD_BITS) & mask]
+    return (word >> (key & _LOW_BITS)) & (word >> (key >> _HIGH_BITS)) & _ONE
+
+
+@njit(cache=True, nogil=True)
+def fill_filter(keys: Any, words: Any) -> None:
+    """Enter keys into a filter of 2^k words of 64 bits, all zeros before."""
+    mask = np.uint64(len(words) - 1)
+    for key in keys:
+        words[(key >> _WORD_BITS) & mask] |= (_ONE << (key & _LOW_BITS)) | (_ONE << (key >> _HIGH_BITS))
+
+
 @njit(cache=True, nogil=True)
 def _candidates(
-    hashes: Any, prefix: Any, count: int, length: int, power: Any, bitmap: Any, first_tokens: Any, out: Any
+    hashes: Any, prefix: Any, count: int, length: int, power: Any, beginnings: Any, short_beginnings: Any, out: Any
 ) -> int:
     """Write the tokens at which an indexed field may be shared, and return their number.
 
-    That is: where a window of `length` tokens of a long field stands, or the first token of a short one. The loops have
-    no branches that depend on the text, so that the processor works on many tokens at once; nearly all tokens end here.
+    That is: where a window of `length` tokens of a long field stands, or the first 1, 2 or 4 tokens of a short one. The
+    loop has no branches that depend on the text, so that the processor works on many tokens at once; nearly all tokens
+    end here.
     """
-    bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
-    first_mask = np.uint64(len(first_tokens) * 64 - 1)
+    mask, short_mask = np.uint64(len(beginnings) - 1), np.uint64(len(short_beginnings) - 1)
+    square = BASE * BASE
+    fourth = square * square
     n_found = 0
-    n_whole = max(0, count - length + 1)
+    n_whole = max(0, count - max(length, 4) + 1)
     for i in range(n_whole):
-        bit = (prefix[i + length] - prefix[i] * power) & bitmap_mask
-        short = hashes[i] & first_mask
-        hit = (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) | (
-            first_tokens[short >> _WORD_BITS] >> (short & _LOW_BITS)
-        )
+        before = prefix[i]
+        hit = _may_hold(beginnings, mask, prefix[i + length] - before * power)
+        hit |= _may_hold(short_beginnings, short_mask, prefix[i + 4] - before * fourth)
+        hit |= _may_hold(short_beginnings, short_mask, prefix[i + 2] - before * square)
+        hit |= _may_hold(short_beginnings, short_mask, hashes[i])
         out[n_found] = i
-        n_found += int(hit & _ONE)
+        n_found += int(hit)
     for i in range(n_whole, count):
-        short = hashes[i] & first_mask
         out[n_found] = i
-        n_found += int((first_tokens[short >> _WORD_BITS] >> (short & _LOW_BITS)) & _ONE)
+        n_found += 1
     return n_found
 
 
@@ -577,7 +594,7 @@ def scan(
     fold_arrays, n_modes
         `FoldTable.arrays` of the normalisation of text and of that of code; how many of them are asked.
     index_arrays
-        (table_keys, table_slots, bitmap, beginnings, first_tokens, posting_start, posting_field, posting_place,
+        (table_keys, table_slots, bitmap, beginnings, short_beginnings, posting_start, posting_field, posting_place,
         field_hashes, field_bounds).
     seed_arrays
         (table_keys, table_slots, posting_start, posting_field, posting_place) of the rare windows of SEED tokens.
@@ -609,7 +626,7 @@ def scan(
         `len(offsets) - 1` when all are done); tokens scanned.
     """
     latest, latest_seeds, marks = memory
-    (table_keys, table_slots, bitmap, beginnings, first_tokens,
+    (table_keys, table_slots, bitmap, beginnings, short_beginnings,
      posting_start, posting_field, posting_place, field_hashes, field_bounds) = index_arrays  # fmt: skip
     n_documents = len(offsets) - 1
     longest = 0
@@ -621,7 +638,7 @@ def scan(
     candidates = np.empty(2 * longest + 1, dtype=np.int32)
     # prefix[k] is the polynomial hash of the first k tokens: any window's hash is then one product and one difference.
     prefix = np.empty(2 * longest + 2, dtype=np.uint64)
-    bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
+    bitmap_mask = np.uint64(len(bitmap) - 1)
     beginning = min(n, SEED)
     beginning_power, seed_power = _power(beginning), _power(SEED)
     seeds = np.empty((64, 4), dtype=np.int64)
@@ -641,7 +658,7 @@ def scan(
             # No text has more than two tokens a byte, so the tokens of two documents never have the same number.
             first_number = 2 * offsets[d] + d + 1
             n_candidates = _candidates(
-                hashes, prefix, count, beginning, beginning_power, beginnings, first_tokens, candidates
+                hashes, prefix, count, beginning, beginning_power, beginnings, short_beginnings, candidates
             )
             place_bytes, place_characters = 0, 0
             for c in range(n_candidates):
@@ -651,8 +668,7 @@ def scan(
                     if i + length > count:
                         break
                     key = prefix[i + length] - prefix[i] * powers[which]
-                    bit = key & bitmap_mask
-                    if (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) & _ONE == _ZERO:
+                    if _may_hold(bitmap, bitmap_mask, key) == _ZERO:
                         continue
                     slot = _find(table_keys, table_slots, key)
                     if slot < 0:
