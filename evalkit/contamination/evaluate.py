@@ -125,8 +125,8 @@ def evaluate(
     if rule.n < index.n:
         raise ValueError(f"the scan recorded runs of {index.n} tokens or more; rule {rule.name} needs {rule.n}")
     sizes = index.field_sizes
-    is_question = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
-    is_wanted = np.array([rule.applies_to(field.name) for field in index.fields], dtype=bool)
+    is_question = index.is_question
+    is_wanted = np.isin(index.kinds, rule.fields)
     lengths = ngram_lengths(rule, index)
     assessed = is_wanted & ((sizes >= lengths) | (is_question & (sizes >= rule.shortest_question)))
     needed = sizes if rule.measure == "whole_field" else np.minimum(lengths, sizes)

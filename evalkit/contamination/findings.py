@@ -229,24 +229,37 @@ def _sums(
     return np.asarray(np.add.reduceat(np.append(values, 0.0), np.stack([begin, end], axis=1).ravel())[::2])
 
 
+def _with_boilerplate(findings: Findings) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which fields would be dirty under each rule if boilerplate counted: only those that have some can be others."""
+    dirty = {name: score.dirty for name, score in findings.scores.items()}
+    touched = np.unique(findings.runs.fields[findings.ignored])
+    if not len(touched):
+        return dirty
+    some = np.isin(findings.runs.fields, touched)
+    runs, copies = findings.runs.only(some), findings.copies
+    copies = copies and Copies(copies.outdone[some], copies.support[some])
+    for rule in findings.rules:
+        overlaps = findings.overlaps.get(rule.name)
+        overlaps = None if overlaps is None else overlaps[some]
+        dirty[rule.name] = (
+            dirty[rule.name] | evaluate(rule, findings.index, runs, copies=copies, overlaps=overlaps).dirty
+        )
+    return dirty
+
+
 def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     """Count what was found for the audit in the directory `out`."""
     index, runs, found = findings.index, findings.runs, findings.found
     of_benchmark = np.array([field.benchmark for field in index.fields])
     of_item = np.array([field.item for field in index.fields])
     is_question = np.array([field.name == QUESTION for field in index.fields])
-    unfiltered = findings.scores
-    if findings.ignored.any():
-        unfiltered = {
-            rule.name: evaluate(rule, index, runs, copies=findings.copies, overlaps=findings.overlaps.get(rule.name))
-            for rule in findings.rules
-        }
+    unfiltered = _with_boilerplate(findings)
     lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}
     summaries = []
     for b, benchmark in enumerate(findings.benchmarks[:-1]):
         for rule in findings.rules:
             score, mine = findings.scores[rule.name], of_benchmark == b
-            with_boilerplate = unfiltered[rule.name].dirty & mine
+            with_boilerplate = unfiltered[rule.name] & mine
             is_dirty = score.dirty & mine
             is_short = is_question & (index.field_sizes < lengths[rule.name])
             counted = score.counts & is_dirty[runs.fields]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,10 +121,20 @@ class Index:
     code_fold: FoldTable
     fingerprint: str
 
-    @property
+    @cached_property
     def field_sizes(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each field."""
         return np.diff(self.field_bounds)
+
+    @cached_property
+    def kinds(self) -> npt.NDArray[Any]:
+        """The kind of each field; see `benchmarks.kind_of_field`."""
+        return np.array([kind_of_field(field.name) for field in self.fields], dtype=str)
+
+    @cached_property
+    def is_question(self) -> npt.NDArray[np.bool_]:
+        """Whether each field is a question."""
+        return np.asarray(self.kinds == QUESTION)
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:

@@ -66,6 +66,7 @@ _UNSPACED_SCRIPTS: Final = (
 # Beyond the CJK extensions only tags and variation selectors (ignored or marks) are assigned.
 _LAST_MAPPED: Final = 0x323AF
 _TAGS: Final = (0xE0000, 0xE01EF)
+_HANGUL: Final = (0xAC00, 0xD7A3)
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,16 @@ def kind_of(character: str) -> int:
     return CHARACTER if any(low <= code <= high for low, high in _UNSPACED_SCRIPTS) else WORD
 
 
+def _may_change(code: int, character: str) -> bool:
+    """Whether a character can be another one when it is folded; a quick look, since most are not."""
+    # The decomposition of Hangul syllables is a rule, and in no table.
+    is_hangul = _HANGUL[0] <= code <= _HANGUL[1]
+    return is_hangul or character.casefold() != character or unicodedata.decomposition(character) != ""
+
+
 @lru_cache(maxsize=1)
 def fold_table() -> FoldTable:
-    """Build the tables from the Unicode data of this Python, once per process (about a third of a second)."""
+    """Build the tables from the Unicode data of this Python, once per process."""
     n_codes = sys.maxunicode + 1
     kind = np.zeros(n_codes, dtype=np.uint8)
     lengths = np.ones(n_codes, dtype=np.int32)
@@ -135,9 +143,12 @@ def fold_table() -> FoldTable:
             codes.append(code)
             continue
         kind[code] = kind_of(character)
-        folded = fold(character)
-        lengths[code] = len(folded)
-        codes.extend(map(ord, folded))
+        if _may_change(code, character):
+            folded = fold(character)
+            lengths[code] = len(folded)
+            codes.extend(map(ord, folded))
+        else:
+            codes.append(code)
     # What is unassigned or private folds to itself and separates.
     all_codes = np.arange(n_codes, dtype=np.uint32)
     start = np.zeros(n_codes + 1, dtype=np.int32)

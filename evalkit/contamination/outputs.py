@@ -137,7 +137,7 @@ def _items(findings: Findings, places: _Places) -> pa.Table:
         score = findings.scores[rule.name]
         mine = np.flatnonzero(score.assessed)
         best = score.best_run[mine]
-        documents = np.full(len(mine), None, dtype=object)
+        documents: list[str | None] = [None] * len(mine)
         for place in np.flatnonzero(best >= 0).tolist():
             documents[place] = f"{places.file[int(best[place])]}:{places.row[best[place]]}"
         columns = {
@@ -152,7 +152,7 @@ def _items(findings: Findings, places: _Places) -> pa.Table:
             "best_document": documents,
             "longest_match": score.longest[mine],
         }
-        parts.append(tables.from_columns(tables.ITEMS, columns))
+        parts.append(pa.table(columns, schema=tables.ITEMS.schema))
     return pa.concat_tables(parts)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import yaml
 
-from evalkit.contamination.benchmarks import kind_of_field
 from evalkit.errors import SpecError
 from evalkit.resources import resource_dir
 
@@ -120,10 +119,6 @@ class Rule:
     length: int = 50
     n_samples: int = 3
     filled_in: tuple[str, ...] = ()
-
-    def applies_to(self, field: str) -> bool:
-        """Whether the rule looks at a field of this name."""
-        return kind_of_field(field) in self.fields
 
     def is_dirty(self, contamination: Any, n_tokens: Any) -> Any:
         """Compare contaminations of fields with the threshold for fields of so many tokens; both may be arrays."""
