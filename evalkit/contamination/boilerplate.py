@@ -26,7 +26,7 @@ import numpy.typing as npt
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.evaluate import Int64, Runs, largest_union
-from evalkit.contamination.index import SHORTEST_NEAR, Index
+from evalkit.contamination.index import SHORTEST_NEAR, Index, distinct_of
 from evalkit.contamination.rivals import find_covered
 
 MANY: Final = 10
@@ -110,7 +110,7 @@ def _in_many_texts(
     of_row = np.repeat(np.where(sizes < index.n, numbers + len(whole), texts), sizes - widths + 1)
     distinct, number = np.unique(keys, return_inverse=True)
     n_rows = int(of_row.max(initial=0)) + 1
-    pairs = np.unique(number * n_rows + of_row)
+    pairs = distinct_of(number * n_rows + of_row)
     return np.asarray(np.bincount(pairs // n_rows, minlength=len(distinct)) >= MANY)[number]
 
 

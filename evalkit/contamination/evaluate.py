@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.contamination.benchmarks import QUESTION
-from evalkit.contamination.index import Index
+from evalkit.contamination.index import Index, distinct_of
 from evalkit.contamination.rules import LONG_FIELD, Rule
 
 Int64 = npt.NDArray[np.int64]
@@ -153,7 +153,7 @@ def evaluate(
     else:
         contamination = _contamination(rule, sizes, needed, mine, longest)
     # Each pair of field and document once.
-    pairs = np.unique(mine.fields * (int(mine.documents.max(initial=0)) + 1) + mine.documents)
+    pairs = distinct_of(mine.fields * (int(mine.documents.max(initial=0)) + 1) + mine.documents)
     of_pair = pairs // (int(mine.documents.max(initial=0)) + 1)
     return FieldScores(
         assessed=assessed,

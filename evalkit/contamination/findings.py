@@ -15,7 +15,7 @@ import pyarrow as pa
 from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
-from evalkit.contamination.index import Index
+from evalkit.contamination.index import Index, distinct_of
 from evalkit.contamination.overlap import NearTexts
 from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
@@ -263,8 +263,8 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
             is_dirty = score.dirty & mine
             is_short = is_question & (index.field_sizes < lengths[rule.name])
             counted = score.counts & is_dirty[runs.fields]
-            n_items = len(np.unique(of_item[mine & score.assessed]))
-            n_dirty = len(np.unique(of_item[is_dirty]))
+            n_items = len(distinct_of(of_item[mine & score.assessed]))
+            n_dirty = len(distinct_of(of_item[is_dirty]))
             summaries.append(
                 BenchmarkSummary(
                     benchmark=benchmark.name,
@@ -273,9 +273,9 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
                     n_items=n_items,
                     n_without_text=len(benchmark.items) - n_items,
                     n_dirty=n_dirty,
-                    n_dirty_short=n_dirty - len(np.unique(of_item[is_dirty & ~is_short])),
-                    n_documents=len(np.unique(runs.documents[counted])),
-                    n_boilerplate=len(np.unique(of_item[with_boilerplate])) - n_dirty,
+                    n_dirty_short=n_dirty - len(distinct_of(of_item[is_dirty & ~is_short])),
+                    n_documents=len(distinct_of(runs.documents[counted])),
+                    n_boilerplate=len(distinct_of(of_item[with_boilerplate])) - n_dirty,
                 )
             )
     return AuditResult(

@@ -217,7 +217,7 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         table_keys=table.keys,
         table_slots=table.slots,
         bitmap=_filter(table.distinct),
-        beginnings=_filter(np.unique(beginning_keys)),
+        beginnings=_filter(beginning_keys),
         short_beginnings=_filter(keys[sizes[posting_fields] < n], _SHORT_BITS_PER_KEY),
         posting_start=table.start,
         posting_field=renumbered[table.texts],
@@ -353,6 +353,12 @@ def tokenise(
     return hashes, sizes, bounds
 
 
+def distinct_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the different values, ascending: by sorting, which is several times as fast as `numpy.unique` is."""
+    ordered = np.sort(values)
+    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
+
+
 def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Return the bytes and the n + 1 offsets of an Arrow large_string array without copying."""
     _, offsets, data = texts.buffers()
@@ -436,7 +442,7 @@ def _weights(
     """Inverse document frequency of each token of each field, among the fields that are counted."""
     distinct, number = np.unique(hashes, return_inverse=True)
     fields = np.repeat(np.arange(len(sizes)), sizes)
-    pairs = np.unique((number * np.int64(len(sizes)) + fields)[counted[fields]])
+    pairs = distinct_of((number * np.int64(len(sizes)) + fields)[counted[fields]])
     n_fields = np.bincount(pairs // max(len(sizes), 1), minlength=len(distinct))
     return np.asarray(np.log((counted.sum() + 1) / np.maximum(n_fields, 1))[number])
 
