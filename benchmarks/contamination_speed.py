@@ -56,7 +56,7 @@ from evalkit.engines import LocalEngine
 N_WORKERS = 2
 N_COPIES = 4
 LEAST_BYTES = 300_000_000
-N_PLANTS = 1000
+N_PLANTS = 2000
 """Items planted in each copy of the corpus."""
 
 TIMES = ("index", "scan", "command", "processor")
