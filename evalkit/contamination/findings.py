@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
@@ -197,8 +198,8 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
     fields, places = column("fields", [one.fields for one in near]), column("places", nothing)
     n_tokens = column("n_tokens", [np.maximum(index.field_sizes[one.fields] - one.n_edits, 0) for one in near])
     begin = (index.field_bounds[fields] + places)[:n_runs]
-    weights = _sums(index.weights, begin, begin + n_tokens[:n_runs])
-    whole = _sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
+    weights = kernels.stretch_sums(index.weights, begin, begin + n_tokens[:n_runs])
+    whole = kernels.stretch_sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
     return Runs(
         documents=np.concatenate(
             [
@@ -218,15 +219,6 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
         starts=column("starts", [one.starts for one in near]),
         ends=column("ends", [one.ends for one in near]),
     )
-
-
-def _sums(
-    values: npt.NDArray[np.float64], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Sum of each stretch [begin, end), none of them empty."""
-    if not len(begin):
-        return np.empty(0)
-    return np.asarray(np.add.reduceat(np.append(values, 0.0), np.stack([begin, end], axis=1).ravel())[::2])
 
 
 def _with_boilerplate(findings: Findings) -> dict[str, npt.NDArray[np.bool_]]:

@@ -281,6 +281,16 @@ def window_hashes(hashes: Any, bounds: Any, length: int, which: Any) -> tuple[UI
 
 
 @njit(cache=True, nogil=True)
+def stretch_sums(values: Any, begin: Any, end: Any) -> npt.NDArray[np.float64]:
+    """Return the sum of the values in each stretch [begin, end)."""
+    sums = np.zeros(len(begin), dtype=np.float64)
+    for s in range(len(begin)):
+        for k in range(begin[s], end[s]):
+            sums[s] += values[k]
+    return sums
+
+
+@njit(cache=True, nogil=True)
 def _power(exponent: int) -> Any:
     value = _ONE
     for _ in range(exponent):
