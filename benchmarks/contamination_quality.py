@@ -30,7 +30,6 @@ record for each choice. Answers alone are planted when they have at least 8 word
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import tempfile
@@ -55,6 +54,7 @@ from planting import (
     vocabulary_of,
     ways,
     words,
+    write_lines,
 )
 
 from evalkit import tables
@@ -170,9 +170,7 @@ def _same_text(one: Item, other: Item) -> bool:
 
 def write_documents(path: Path, texts: Iterable[str]) -> None:
     """Write a corpus file."""
-    with path.open("w", encoding="utf-8") as out:
-        for row, text in enumerate(texts):
-            out.write(json.dumps({"id": f"{path.stem}/{row}", "text": text}, ensure_ascii=False) + "\n")
+    write_lines(path, ({"id": f"{path.stem}/{row}", "text": text} for row, text in enumerate(texts)))
 
 
 def found_by_decon(corpus: Path, benchmarks: Sequence[ItemFile], folder: Path) -> list[Pair]:
@@ -215,7 +213,7 @@ class Auditor:
     """evalkit's audit of the unplanted documents, which are scanned once, and of those planted in one way."""
 
     def __init__(self, base: Path, benchmarks: Sequence[ItemFile]) -> None:
-        loaded = [from_file(one.path, fields=parse_fields(one.fields) if one.fields else None) for one in benchmarks]
+        loaded = load(benchmarks)
         self._numbers = {(b, i): (one.name, i) for b, one in enumerate(benchmarks) for i in range(len(loaded[b].items))}
         self._looked_for = [*loaded, canary_benchmark()]
         self._rules = load_rules(["all"])

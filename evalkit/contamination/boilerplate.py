@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.contamination import kernels
-from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.evaluate import Int64, Runs, largest_union
 from evalkit.contamination.index import SHORTEST_NEAR, Index, distinct_of
 from evalkit.contamination.rivals import find_covered
@@ -78,8 +77,7 @@ def find_boilerplate(index: Index, runs: Runs) -> Boilerplate:
 
 def _is_mere_phrase(index: Index, runs: Runs, is_exact: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Whether each run is a short question without what should follow it, or within a match of another item."""
-    is_short = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
-    is_short &= index.field_sizes < SHORTEST_NEAR
+    is_short = index.is_question & (index.field_sizes < SHORTEST_NEAR)
     found = is_exact & is_short[runs.fields]
     found[found] = runs.n_supports[found] < index.n_supports_needed[runs.fields[found]]
     return np.asarray(found | find_covered(index, runs, np.flatnonzero(is_exact & is_short[runs.fields] & ~found)))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from evalkit.contamination.cutting import NOTHING_LEFT, TOO_MANY_PIECES, Cutting, Interval, cut
 from evalkit.corpora.edits import reading_each
 from evalkit.corpora.fields import SEPARATOR
-from evalkit.corpora.fingerprints import dataset_identity, fingerprint
+from evalkit.corpora.fingerprints import identity
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.layout import below
 from evalkit.corpora.readers import read_shard
@@ -322,8 +322,7 @@ def _check_fingerprint(task: CleanTask) -> None:
     path = task.shard.path
     if task.fingerprint is None:
         return
-    now = dataset_identity(path) if isinstance(path, DatasetPart) else fingerprint(path, task.shard.size)
-    if now != task.fingerprint:
+    if identity(path, task.shard.size) != task.fingerprint:
         raise InputError("the contents are others than when this was audited", where=str(path), do="Audit again")
 
 

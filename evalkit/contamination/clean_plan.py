@@ -14,15 +14,14 @@ import pyarrow.compute as pc
 
 from evalkit import tables
 from evalkit.contamination.record import AuditDirectory
-from evalkit.contamination.rules import DIRTY
+from evalkit.contamination.rules import DIRTY, SEVERITY
 from evalkit.contamination.semantic.audit import RULE, SEMANTIC
 from evalkit.corpora.shards import Shard
 from evalkit.errors import InputError
 
 Int64 = npt.NDArray[np.int64]
 
-_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
-_ACTIONS: Final = ("keep", "cut", "drop")
+_ACTIONS: Final = tuple(SEVERITY)
 
 # Of these, every n-gram in common is evidence, if the item is dirty at all.
 _NGRAM_MEASURES: Final = frozenset(
@@ -68,18 +67,18 @@ def plan_changes(
     of_document = pc.list_parent_indices(reasons).to_numpy()
     which = flat.indices.to_numpy()
     rule_of = [_rule_in(name, audit.rules) for name in names]
-    recorded = np.array([_SEVERITY[one] for one in documents.column("action").to_pylist()], dtype=np.int64)
-    by_rule = np.array([_SEVERITY.get(actions.get(rule or "", ""), -1) for rule in rule_of], dtype=np.int64)
+    recorded = np.array([SEVERITY[one] for one in documents.column("action").to_pylist()], dtype=np.int64)
+    by_rule = np.array([SEVERITY.get(actions.get(rule or "", ""), -1) for rule in rule_of], dtype=np.int64)
     is_other = np.array([rule is None for rule in rule_of], dtype=bool)
     severity = np.where(is_other[which], recorded[of_document], by_rule[which])
     strictest = np.full(len(documents), -1, dtype=np.int64)
     np.maximum.at(strictest, of_document, severity)
 
     cut_rules = [rule for rule, action in actions.items() if action == "cut"]
-    is_cut = strictest == _SEVERITY["cut"]
+    is_cut = strictest == SEVERITY["cut"]
     numbered = documents.select(["file", "row"]).append_column("document", pa.array(np.arange(len(documents))))
     evidence = _evidence(audit, numbered.filter(pa.array(is_cut)), cut_rules, names)
-    is_cause = is_cut[of_document] & (severity == _SEVERITY["cut"])
+    is_cause = is_cut[of_document] & (severity == SEVERITY["cut"])
     spans = _spans(evidence, of_document[is_cause], which[is_cause])
     places = pa.StructArray.from_arrays([pa.array(spans[:, 1]), pa.array(spans[:, 2])], names=["start", "end"])
     effective = severity > 0

@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.index import Index, distinct_of
 from evalkit.contamination.rules import LONG_FIELD, Rule
 
@@ -187,10 +186,9 @@ def ngram_lengths(rule: Rule, index: Index) -> Int64:
     lengths = np.full(len(index.fields), rule.n, dtype=np.int64)
     if rule.n_percentile is None:
         return lengths
-    of_benchmark = np.array([field.benchmark for field in index.fields])
-    is_question = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
+    of_benchmark = index.benchmarks
     for b in np.unique(of_benchmark):
-        sizes = index.field_sizes[(of_benchmark == b) & is_question]
+        sizes = index.field_sizes[(of_benchmark == b) & index.is_question]
         if len(sizes):
             # A length is a whole number: of two, the lower one finds more.
             middle = int(np.percentile(sizes, rule.n_percentile, method="lower"))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination.benchmarks import CANARY, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
 from evalkit.contamination.index import Index, distinct_of
@@ -142,9 +142,8 @@ class Findings:
     @property
     def is_canary(self) -> npt.NDArray[np.bool_]:
         """Whether each run is the whole of a canary."""
-        is_canary = np.array([field.name == CANARY for field in self.index.fields], dtype=bool)
         is_whole = self.runs.n_tokens == self.index.field_sizes[self.runs.fields]
-        return np.asarray(is_canary[self.runs.fields] & is_whole)
+        return np.asarray((self.index.kinds == CANARY)[self.runs.fields] & is_whole)
 
 
 def apply_rules(
@@ -242,18 +241,16 @@ def _with_boilerplate(findings: Findings) -> dict[str, npt.NDArray[np.bool_]]:
 def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     """Count what was found for the audit in the directory `out`."""
     index, runs, found = findings.index, findings.runs, findings.found
-    of_benchmark = np.array([field.benchmark for field in index.fields])
-    of_item = np.array([field.item for field in index.fields])
-    is_question = np.array([field.name == QUESTION for field in index.fields])
+    of_item = index.items
     unfiltered = _with_boilerplate(findings)
     lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}
     summaries = []
     for b, benchmark in enumerate(findings.benchmarks[:-1]):
         for rule in findings.rules:
-            score, mine = findings.scores[rule.name], of_benchmark == b
+            score, mine = findings.scores[rule.name], index.benchmarks == b
             with_boilerplate = unfiltered[rule.name] & mine
             is_dirty = score.dirty & mine
-            is_short = is_question & (index.field_sizes < lengths[rule.name])
+            is_short = index.is_question & (index.field_sizes < lengths[rule.name])
             counted = score.counts & is_dirty[runs.fields]
             n_items = len(distinct_of(of_item[mine & score.assessed]))
             n_dirty = len(distinct_of(of_item[is_dirty]))

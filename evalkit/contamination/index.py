@@ -132,6 +132,16 @@ class Index:
         return np.array([kind_of_field(field.name) for field in self.fields], dtype=str)
 
     @cached_property
+    def benchmarks(self) -> npt.NDArray[np.int64]:
+        """Number of the benchmark of each field."""
+        return np.array([field.benchmark for field in self.fields], dtype=np.int64)
+
+    @cached_property
+    def items(self) -> npt.NDArray[np.int64]:
+        """Number of the item of each field in its benchmark."""
+        return np.array([field.item for field in self.fields], dtype=np.int64)
+
+    @cached_property
     def is_question(self) -> npt.NDArray[np.bool_]:
         """Whether each field is a question."""
         return np.asarray(self.kinds == QUESTION)

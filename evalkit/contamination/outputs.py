@@ -20,7 +20,7 @@ from evalkit.contamination.findings import AuditResult, Findings
 from evalkit.contamination.kernels import SIMILAR
 from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.recorded import NEAR_SUFFIX, write
-from evalkit.contamination.rules import CLEAN, DIRTY
+from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.scan import ShardRuns
 from evalkit.contamination.texts import TEXTS, texts_of
 from evalkit.corpora.fingerprints import METHOD as FINGERPRINTS
@@ -156,9 +156,6 @@ def _items(findings: Findings, places: _Places) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
-
-
 def _documents(findings: Findings, places: _Places) -> pa.Table:
     """The documents that make an item dirty, with the strictest action of the rules that say so."""
     index, runs = findings.index, findings.runs
@@ -169,7 +166,7 @@ def _documents(findings: Findings, places: _Places) -> pa.Table:
             entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "keep", "reasons": {}})
             benchmark = findings.benchmarks[index.fields[runs.fields[run]].benchmark].name
             entry["reasons"][f"{rule.name}: {benchmark}"] = None
-            entry["action"] = max(entry["action"], rule.document_action, key=_SEVERITY.__getitem__)
+            entry["action"] = max(entry["action"], rule.document_action, key=SEVERITY.__getitem__)
     for run in np.flatnonzero(findings.is_canary):
         entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "drop", "reasons": {}})
         entry["action"] = "drop"

@@ -76,16 +76,14 @@ class NearTexts:
 
     def __init__(self, benchmarks: Sequence[Benchmark], index: Index, texts: pa.Array, runs: Runs) -> None:
         self._index, self._runs, self._n_runs = index, runs, len(runs) - len(texts)
-        is_question = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
-        self.near = np.flatnonzero(is_question[runs.fields[self._n_runs :]])
+        self.near = np.flatnonzero(index.is_question[runs.fields[self._n_runs :]])
         """Numbers of the near matches of questions."""
         self.fields = runs.fields[self._n_runs :][self.near]
         self.words, _, self.bounds = tokenise(
             texts.take(pa.array(self.near)).to_pylist(), index.is_code[self.fields].tolist()
         )
-        self._questions = np.flatnonzero(is_question)
         offsets = np.cumsum([0, *(len(one.items) for one in benchmarks)])
-        self._items = np.array([offsets[field.benchmark] + field.item for field in index.fields], dtype=np.int64)
+        self._items = offsets[index.benchmarks] + index.items
         self._read_answers(benchmarks, offsets)
 
     def _read_answers(self, benchmarks: Sequence[Benchmark], offsets: Int64) -> None:
@@ -111,14 +109,14 @@ class NearTexts:
         self._n_passage[of_item[is_passage]] = self._sizes[is_passage]
         self.grams = ngrams_of(self.answer_words, self.answer_bounds, _ANSWER_N)
 
-    def answers(self, kinds: Sequence[int]) -> tuple[Int64, Int64]:
-        """Return (near match, text) for each text of these kinds with a word that its item has, -1 for none."""
+    def answers(self) -> tuple[Int64, Int64]:
+        """Return (near match, text) for each answer and choice with a word that its item has, -1 for none."""
         items = self._items[self.fields]
         begin, end = self._answer_items[items], self._answer_items[items + 1]
         near = np.repeat(np.arange(len(items)), end - begin)
         text = np.arange(len(near)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
         text += np.repeat(begin, end - begin)
-        is_wanted = np.isin(self._kinds[text], kinds) & (self._sizes[text] > 0)
+        is_wanted = (self._kinds[text] != _PASSAGE) & (self._sizes[text] > 0)
         near, text = near[is_wanted], text[is_wanted]
         alone = np.setdiff1d(np.arange(len(items)), near)
         return np.append(near, alone), np.append(text, np.full(len(alone), -1))
@@ -129,7 +127,7 @@ class NearTexts:
         Of a text of up to two words it is 1 or 0, of a longer one the share of its 3-grams; choices count alike.
         """
         found = np.ones(len(self._runs) - self._n_runs)
-        near, text = self.answers([_ANSWER, _CHOICE])
+        near, text = self.answers()
         has_choices = np.bincount(near[self._kinds[text] == _CHOICE], minlength=len(self.near)) > 0
         is_meant = (text >= 0) & ((self._kinds[text] == _CHOICE) | ~has_choices[near])
         near, text = near[is_meant], text[is_meant]
@@ -144,11 +142,9 @@ class NearTexts:
 
         Scaled such that the rule's threshold, that of long records, is where a record becomes dirty.
         """
-        index, questions = self._index, self._questions
+        index, questions = self._index, np.flatnonzero(self._index.is_question)
         sizes = index.field_sizes
-        is_question = np.zeros(len(sizes), dtype=bool)
-        is_question[questions] = True
-        words = index.field_hashes[np.repeat(is_question, sizes)]
+        words = index.field_hashes[np.repeat(index.is_question, sizes)]
         grams = ngrams_of(words, np.cumsum(np.append(0, sizes[questions])), _QUESTION_N)
         number_of = np.full(len(sizes), -1, dtype=np.int64)
         number_of[questions] = np.arange(len(questions))
@@ -158,7 +154,7 @@ class NearTexts:
         question_shares(
             self.words, self.bounds, number, grams.bounds, grams.keys, rarity, _QUESTION_N, of_question, ends
         )
-        near, text = self.answers([_ANSWER, _CHOICE])
+        near, text = self.answers()
         n_answer = self._sizes[text]
         window = np.where(n_answer <= _SHORT_ANSWER, _SHORT_ANSWER_WINDOW, np.maximum(2 * n_answer, _ANSWER_WINDOW))
         stop = np.minimum(ends[near] + window, self.bounds[near + 1])
@@ -191,7 +187,7 @@ class NearTexts:
 
     def _passages(self) -> Float64:
         """Largest share of the weight of the item's passage that the document of each near match holds."""
-        is_passage = np.array([field.name == PASSAGE for field in self._index.fields], dtype=bool)
+        is_passage = self._index.kinds == PASSAGE
         shares: dict[tuple[int, int], float] = defaultdict(float)
         for row in np.flatnonzero(is_passage[self._runs.fields]).tolist():
             key = int(self._runs.documents[row]), int(self._items[self._runs.fields[row]])

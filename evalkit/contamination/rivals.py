@@ -47,7 +47,7 @@ def find_covered(index: Index, runs: Runs, chosen: Int64) -> npt.NDArray[np.bool
 
 def _items(index: Index, runs: Runs) -> Int64:
     """A number for the item of each run."""
-    return np.array([field.benchmark << 40 | field.item for field in index.fields], dtype=np.int64)[runs.fields]
+    return (index.benchmarks << 40 | index.items)[runs.fields]
 
 
 def _together(runs: Runs, chosen: Int64, others: Int64) -> Iterator[tuple[Int64, Int64]]:

@@ -45,6 +45,9 @@ FIELD_KINDS: Final = ("question", "answer", "choices", "passage")
 """What a rule may be restricted to; `choices` are all choices of an item."""
 
 
+SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
+"""What rules do with documents, the strictest highest."""
+
 SHORT_FIELD: Final = 8
 LONG_FIELD: Final = 30
 _TIE: Final = 1e-9

@@ -117,8 +117,8 @@ class Viewer:
             try:
                 if pair.file in self.audit.files:
                     shard = self.audit.files[pair.file].shard
-                    columns = {"text_column": self.audit.text_column, "id_column": self.audit.id_column}
-                    for one in read_rows(shard, rows, **columns):  # type: ignore[arg-type]
+                    columns, id_column = self.audit.text_column, self.audit.id_column
+                    for one in read_rows(shard, rows, text_column=columns, id_column=id_column):
                         self._documents[pair.file, one.row] = one
             except InputError as error:
                 reason = error.what

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from evalkit import tables
 from evalkit.errors import CompareError, SpecError
-from evalkit.files import atomic_path, write_json
+from evalkit.files import write_json
 from evalkit.reports.comparison import p_text, points
-from evalkit.reports.figures import STYLE, to_svg
+from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
 from evalkit.reports.inputs import CLEAN, Run, load_audit, load_run, read_json
-from evalkit.reports.page import visible
+from evalkit.reports.page import one_line
 from evalkit.stats.results import Estimate
 from evalkit.stats.split import Criterion, ScoreSplit, ThresholdChoice, ThresholdPoint, choose_threshold, score_split
 
@@ -37,9 +37,6 @@ CONTROL: Final = (
     "--control RUN, a model that has not seen this corpus, takes the difficulty out of the gain as far as both models "
     "find the same items hard"
 )
-
-# Okabe and Ito's palette, with shapes, for those who see no colour.
-_LOOKS: Final = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 
 
 @dataclass(frozen=True)
@@ -469,7 +466,7 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
     for entry in splits.entries:
         groups.setdefault((entry.name, entry.rule), []).append(entry)
     for (name, rule), entries in groups.items():
-        title = Text(_one_line(f"{name}: rule {rule}"))
+        title = Text(one_line(f"{name}: rule {rule}"))
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("task", "flagged from", "items", "all", "clean", "flagged", "gain (points)", "p"):
             table.add_column(column, justify="left" if column in ("task", "flagged from") else "right")
@@ -479,10 +476,10 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
                 table.add_row(*map(Text, _chosen_cells(entry.choice, entry.choice.chosen)))
         console.print(table)
         for entry in entries:
-            console.print(f"{_one_line(f'{entry.task}, {entry.metric}')}: {_sentence(entry)}", markup=False)
+            console.print(f"{one_line(f'{entry.task}, {entry.metric}')}: {_sentence(entry)}", markup=False)
         console.print()
     for note in notes(splits):
-        console.print(f"note: {_one_line(note)}", markup=False)
+        console.print(f"note: {one_line(note)}", markup=False)
 
 
 def _rule_cells(entry: TaskSplit) -> tuple[str, ...]:
@@ -490,7 +487,7 @@ def _rule_cells(entry: TaskSplit) -> tuple[str, ...]:
     n_flagged = split.flagged.n_items if split.flagged else 0
     means = (_mean(one) for one in (split.everything, split.clean, split.flagged))
     gain = "" if split.gain is None else _with_interval(split.gain.estimate, split.gain.low, split.gain.high)
-    return (_one_line(entry.task), entry.rule_threshold, _count(n_flagged, split.everything.n_items), *means, gain, "")
+    return (one_line(entry.task), entry.rule_threshold, _count(n_flagged, split.everything.n_items), *means, gain, "")
 
 
 def _chosen_cells(choice: ThresholdChoice, one: ThresholdPoint) -> tuple[str, ...]:
@@ -575,38 +572,24 @@ def write_split_figure(splits: ScoreSplits, path: Path) -> None:
     SpecError
         The path ends in neither .svg nor .png, or no threshold could be tried.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    if path.suffix not in (".svg", ".png"):
-        raise SpecError(f"'{path}' is neither SVG nor PNG", where="--figure", do="Let it end in .svg or .png")
+    check_figure_path(path)
     panels: dict[tuple[str, str], list[TaskSplit]] = {}
     for entry in splits.entries:
         if entry.choice.curve:
             panels.setdefault((entry.task, entry.rule), []).append(entry)
     if not panels:
         raise SpecError("there is no curve: no threshold could be tried", where="--figure", do="Leave it out")
-    n_columns = min(2, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.8 * n_columns, 2.7 * n_rows), layout="constrained")
-        for place, ((task, rule), entries) in enumerate(panels.items(), start=1):
-            _draw(figure.add_subplot(n_rows, n_columns, place), f"{task}: {rule}", entries)
-        if path.suffix == ".svg":
-            content = to_svg(figure).encode()
-        else:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-            content = buffer.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_panels(
+        path,
+        [partial(_draw, title=f"{task}: {rule}", entries=entries) for (task, rule), entries in panels.items()],
+    )
 
 
 def _draw(axes: Axes, title: str, entries: Sequence[TaskSplit]) -> None:
     axes.axhline(0, color="#767676", linewidth=0.8)
     drawn = []
     for number, entry in enumerate(entries):
-        colour, marker = _LOOKS[number % len(_LOOKS)]
+        colour, marker = LOOKS[number % len(LOOKS)]
         curve = entry.choice.curve
         at = [one.threshold for one in curve]
         gain, low, high = (
@@ -615,22 +598,17 @@ def _draw(axes: Axes, title: str, entries: Sequence[TaskSplit]) -> None:
         )
         axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         drawn += axes.plot(
-            at, gain, color=colour, linewidth=1.4, marker=marker, markersize=3, label=_one_line(entry.name)
+            at, gain, color=colour, linewidth=1.4, marker=marker, markersize=3, label=one_line(entry.name)
         )
         if one := entry.choice.chosen:
             axes.plot(
                 [one.threshold], [100 * one.gain], color=colour, marker="o", markersize=10, markerfacecolor="none"
             )
     key = " (ring: chosen)" if any(entry.choice.chosen for entry in entries) else ""
-    axes.set_title(_one_line(title) + key, loc="left", fontsize=9)
+    axes.set_title(one_line(title) + key, loc="left", fontsize=9)
     axes.set_xlabel("contamination from which items are flagged")
     axes.set_ylabel("gain (points)")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(entries) > 1:
         axes.legend(handles=drawn, frameon=False, fontsize=8)
-
-
-def _one_line(text: str) -> str:
-    """Show foreign text without line breaks and control characters, which could forge lines of the report."""
-    return " ".join(visible(text).split())

@@ -118,7 +118,8 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
     from transformers.utils import logging
 
     has_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # each worker would show its own, over ours
+    # Each worker would show its own bar, over ours. That this function and its twin are untyped is the library's doing.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(
