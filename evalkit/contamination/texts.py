@@ -51,7 +51,7 @@ def texts_of(benchmarks: Sequence[Benchmark]) -> pa.Table:
 
 def _encodable(text: str) -> str:
     """Replace lone surrogates, which cannot be written, as the index does."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
