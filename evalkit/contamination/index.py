@@ -447,28 +447,25 @@ def _postings(
     most: int | None = None,
 ) -> _Postings:
     """Group windows by their keys; leave out those that occur in more than `most` places."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    first = np.flatnonzero(np.append(len(keys) > 0, ordered[1:] != ordered[:-1]))
-    n_places = np.diff(np.append(first, len(keys)))
-    distinct = ordered[first]
+    slots, n_slots = kernels.group(keys, *_empty_table(len(keys)))
+    n_places = np.bincount(slots, minlength=n_slots)
     if most is not None:
         is_rare = n_places <= most
-        order = order[np.repeat(is_rare, n_places)]
-        distinct, n_places = distinct[is_rare], n_places[is_rare]
-        first = np.cumsum(n_places) - n_places
-    size = 1 << max(4, int(2 * len(distinct)).bit_length())
-    table_keys = np.zeros(size, dtype=np.uint64)
-    table_slots = np.full(size, -1, dtype=np.int64)
+        chosen = np.flatnonzero(is_rare[slots])
+        slots, texts, places = (np.cumsum(is_rare) - 1)[slots[chosen]], texts[chosen], places[chosen]
+        keys, n_places = keys[chosen], n_places[is_rare]
+    start = np.append(0, np.cumsum(n_places))
+    order = kernels.order_of_groups(slots, start)
+    distinct = keys[order[start[:-1]]]
+    table_keys, table_slots = _empty_table(len(distinct))
     kernels.fill_table(distinct, table_keys, table_slots)
-    return _Postings(
-        distinct=distinct,
-        keys=table_keys,
-        slots=table_slots,
-        start=np.append(first, len(order)).astype(np.int64),
-        texts=texts[order],
-        places=places[order],
-    )
+    return _Postings(distinct, table_keys, table_slots, start, texts[order], places[order])
+
+
+def _empty_table(n_keys: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """An open-addressing table that so many keys fill to a half at most."""
+    size = 1 << max(4, int(2 * n_keys).bit_length())
+    return np.zeros(size, dtype=np.uint64), np.full(size, -1, dtype=np.int64)
 
 
 def _weights(

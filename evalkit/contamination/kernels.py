@@ -250,6 +250,38 @@ def fill_table(keys: Any, table_keys: Any, table_slots: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
+def group(keys: Any, table_keys: Any, table_slots: Any) -> tuple[Int64, int]:
+    """Number the different keys as they come; return the number of each key, and how many there are.
+
+    The table is an empty open-addressing table, as `fill_table` takes it, with room for all keys.
+    """
+    mask = np.uint64(len(table_keys) - 1)
+    numbers = np.empty(len(keys), dtype=np.int64)
+    n = 0
+    for k in range(len(keys)):
+        place = mix(keys[k]) & mask
+        while table_slots[place] >= 0 and table_keys[place] != keys[k]:
+            place = (place + _ONE) & mask
+        if table_slots[place] < 0:
+            table_keys[place] = keys[k]
+            table_slots[place] = n
+            n += 1
+        numbers[k] = table_slots[place]
+    return numbers, n
+
+
+@njit(cache=True, nogil=True)
+def order_of_groups(numbers: Any, start: Any) -> Int64:
+    """Return the order that puts equal numbers together: those of number k from `start[k]` on, as they come."""
+    following = start.copy()
+    order = np.empty(len(numbers), dtype=np.int64)
+    for k in range(len(numbers)):
+        order[following[numbers[k]]] = k
+        following[numbers[k]] += 1
+    return order
+
+
+@njit(cache=True, nogil=True)
 def window_hashes(hashes: Any, bounds: Any, length: int, which: Any) -> tuple[UInt64, Int64, Int64]:
     """Hash all windows of `length` tokens of the chosen texts.
 

@@ -71,7 +71,10 @@ class LocalEngine:
             threads = str(max(1, n_processors() // self.n_workers))
             # Started anew, not copied: a copy of a process with threads can hang. And no `if __name__` is needed.
             self._executor = ProcessPoolExecutor(
-                self.n_workers, timeout=_IDLE_S, env=dict.fromkeys(_THREADS_OF_LIBRARIES, threads)
+                self.n_workers,
+                timeout=_IDLE_S,
+                env=dict.fromkeys(_THREADS_OF_LIBRARIES, threads),
+                initializer=_allow_growth,
             )
         return self._executor
 
@@ -105,6 +108,13 @@ class LocalEngine:
         finally:
             if not is_done:
                 self.stop()
+
+
+def _allow_growth() -> None:
+    """Let this worker grow: loky would take mapped files for a leak, and start another process in its place."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False
 
 
 def n_processors() -> int:
