@@ -25,6 +25,7 @@ EMPTY: Final = np.uint32(0xFFFFFFFF)
 """Every value of the signature of a document without shingles, as in datasketch."""
 
 _LANES: Final = 64
+_ROW: Final = np.uint64(_LANES)
 _VECTOR: Final = 16  # lanes of the widest vector instructions
 _BLOCK_BYTES: Final = 64
 _LENGTH_BYTES: Final = 8
@@ -34,7 +35,10 @@ _K1, _K2, _K3, _K4 = (np.uint32(one) for one in (0x5A827999, 0x6ED9EBA1, 0x8F1BB
 _P1, _P2, _P3, _P4, _P5 = (
     np.uint32(one) for one in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)
 )  # fmt: skip
+_STRIPE, _FOUR = np.uint64(16), np.uint64(4)
 _FMIX_1, _FMIX_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+
+_CHUNK: Final = 8192  # shingles that are hashed at a time, or more
 
 _SPACE: Final = ord(" ")
 _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
@@ -56,14 +60,15 @@ def _longer(array: Any, n: int, size: int) -> Any:
 
 @njit(cache=True, nogil=True)
 def normalise(
-    data: Any, begin: int, end: int, ascii_code: Any, kind: Any, fold_start: Any, fold_codes: Any, out: Any, starts: Any
+    data: Any, begin: int, end: int, fold: Any, out: Any, first: int, starts: Any
 ) -> tuple[Any, int, Any, int]:
-    """Write the tokens of `data[begin:end]` (valid UTF-8) to `out`, in UTF-8, with one space between any two.
+    """Write the tokens of `data[begin:end]` (valid UTF-8) to `out[first:]`, in UTF-8, with one space between any two.
 
-    Returns `out` and the bytes written, and `starts` and the number of tokens: token k is
+    Returns `out` and where the text ends in it, and `starts` and the number of tokens: token k is
     `out[starts[k] : starts[k + 1] - 1]`, the last one too. Both arrays are replaced by longer ones when they are full.
     """
-    n, n_tokens, state = 0, 0, _OUTSIDE
+    ascii_code, kind, fold_start, fold_codes = fold
+    n, n_tokens, state = first, 0, _OUTSIDE
     i = begin
     while i < end:
         # Of each ASCII character at most one byte is written, and at most one token begins; of a folded character, at
@@ -141,41 +146,43 @@ def normalise(
                 out[n + 2], out[n + 3] = 0x80 | ((folded >> 6) & 0x3F), 0x80 | (folded & 0x3F)
                 n += 4
     if state == _OUTSIDE:
-        n = max(0, n - 1)  # the space after the last token
+        n = max(first, n - 1)  # the space after the last token
     starts[n_tokens] = n + 1
     return out, n, starts, n_tokens
 
 
 @njit(cache=True, nogil=True)
-def characters(data: Any, n: int, starts: Any) -> tuple[Any, int]:
-    """Write where each character of `data[:n]` begins, and return `starts` (longer if need be) and their number.
+def characters(data: Any, begin: int, end: int, starts: Any) -> tuple[Any, int]:
+    """Write where each character of `data[begin:end]` begins; return `starts` (longer if need be) and their number.
 
     Character k is `data[starts[k] : starts[k + 1]]`, the last one too.
     """
-    if len(starts) <= n:
-        starts = np.empty(n + 1, dtype=starts.dtype)
+    if len(starts) <= end - begin:
+        starts = np.empty(end - begin + 1, dtype=starts.dtype)
     n_found = 0
-    for i in range(n):
+    for i in range(begin, end):
         starts[n_found] = i
         n_found += (data[i] & 0xC0) != 0x80
-    starts[n_found] = n
+    starts[n_found] = end
     return starts, n_found
 
 
 @njit(cache=True, nogil=True)
-def shingle_bounds(starts: Any, n_units: int, size: int, gap: int, begins: Any, ends: Any) -> tuple[Any, Any, int]:
-    """Write the bounds of all shingles of `size` units, and return the two arrays and the number of shingles.
+def shingle_bounds(
+    starts: Any, n_units: int, size: int, gap: int, begins: Any, ends: Any, first: int
+) -> tuple[Any, Any, int]:
+    """Write the bounds of all shingles of `size` units from `first` on; return the two arrays and the end in them.
 
     `gap` is 1 when there is a space after each unit that is no part of it. Fewer units make one shingle, none make none.
     """
     n = max(min(n_units, 1), n_units - size + 1)
-    if len(begins) < n:
-        begins, ends = np.empty(2 * n, dtype=np.int64), np.empty(2 * n, dtype=np.int64)
+    if len(begins) < first + n:
+        begins, ends = _longer(begins, first, 2 * (first + n)), _longer(ends, first, 2 * (first + n))
     step = min(size, n_units)
     for k in range(n):
-        begins[k] = starts[k]
-        ends[k] = starts[k + step] - gap
-    return begins, ends, n
+        begins[first + k] = starts[k]
+        ends[first + k] = starts[k + step] - gap
+    return begins, ends, first + n
 
 
 # --- Hashes of shingles ---
@@ -191,16 +198,15 @@ def sha1_heads(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
     states = np.empty(85 * _LANES, dtype=np.uint32)
     sums = np.empty(5 * _LANES, dtype=np.uint32)
     which = np.zeros(_LANES, dtype=np.int64)
-    # Those of one block apart from the others: a vector takes as long as the longest shingle in it.
+    # Those of one block apart from the others: all lanes take as long as the longest shingle in them.
     for are_long in (False, True):
         n_lanes = 0
         for k in range(n):
-            if (ends[k] - begins[k] >= _BLOCK_BYTES - _LENGTH_BYTES) == are_long:
-                which[n_lanes] = k
-                n_lanes += 1
-                if n_lanes == _LANES:
-                    _sha1(data, begins, ends, which, n_lanes, words, states, sums, out)
-                    n_lanes = 0
+            which[n_lanes] = k
+            n_lanes += int((ends[k] - begins[k] >= _BLOCK_BYTES - _LENGTH_BYTES) == are_long)
+            if n_lanes == _LANES:
+                _sha1(data, begins, ends, which, n_lanes, words, states, sums, out)
+                n_lanes = 0
         if n_lanes:
             _sha1(data, begins, ends, which, n_lanes, words, states, sums, out)
 
@@ -213,32 +219,64 @@ def _sha1(
     longest = 0
     for lane in range(n_lanes):
         longest = max(longest, ends[which[lane]] - begins[which[lane]])
+    left = np.zeros(_LANES, dtype=np.int64)
     n_used = -(-n_lanes // _VECTOR) * _VECTOR
     for row in range(5):
         sums[row * _LANES : row * _LANES + n_used] = _SHA1_FIRST[row]
     for block in range((longest + _LENGTH_BYTES) // _BLOCK_BYTES + 1):
-        for lane in range(n_lanes):
-            k = which[lane]
-            _fill_block(data, begins[k], ends[k], block, words[lane:])
-        for row in range(5):  # the state is kept with the oldest word first
-            at = (4 - row) * _LANES
+        _fill_block(data, begins, ends, which, n_lanes, block, words, left)
+        # Step t finds the five words in the rows t to t + 4, oldest first, and the three oldest not yet rotated.
+        for row in range(5):
+            turn = 0 if row < 2 else 2
             for lane in range(n_used):
-                states[at + lane] = sums[row * _LANES + lane]
-        # Step t finds the five words in the rows t to t + 4, the three oldest of them not yet rotated.
-        for row in range(3):
-            for lane in range(n_used):
-                states[row * _LANES + lane] = _rotated(states[row * _LANES + lane], 2)
+                states[(4 - row) * _LANES + lane] = _rotated(sums[row * _LANES + lane], turn)
         _sha1_rounds(words, states, n_used)
-        for lane in range(n_lanes):
-            k = which[lane]
-            if block > (ends[k] - begins[k] + _LENGTH_BYTES) // _BLOCK_BYTES:
-                continue  # it ended before
-            for row in range(5):
-                word = states[(84 - row) * _LANES + lane]
-                sums[row * _LANES + lane] += word if row < 2 else _rotated(word, 30)
+        for row in range(5):
+            turn = 0 if row < 2 else 30
+            for lane in range(n_used):
+                word = _rotated(states[(84 - row) * _LANES + lane], turn)
+                # A message whose length was in a block before has ended.
+                sums[row * _LANES + lane] += word if left[lane] >= -_LENGTH_BYTES else np.uint32(0)
     for lane in range(n_lanes):
         first, second = _swapped(sums[lane]), _swapped(sums[_LANES + lane])
         out[which[lane]] = np.uint64(first) | (np.uint64(second) << np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def _fill_block(data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, block: int, words: Any, left: Any) -> None:
+    """Write one block of each padded message as 16 big-endian words, `_LANES` apart, and to `left` its bytes from there."""
+    for lane in range(n_lanes):
+        begin = min(begins[which[lane]] + block * _BLOCK_BYTES, len(data))
+        left[lane] = ends[which[lane]] - begins[which[lane]] - block * _BLOCK_BYTES
+        # Indices without a sign: numba would look at each of the others whether it counts from the end.
+        at, here = np.uint64(begin), np.uint64(lane)
+        if begin + _BLOCK_BYTES <= len(data):
+            for t in range(np.uint64(16)):
+                i = at + _FOUR * t
+                words[t * _ROW + here] = (
+                    (np.uint32(data[i]) << np.uint32(24))
+                    | (np.uint32(data[i + np.uint64(1)]) << np.uint32(16))
+                    | (np.uint32(data[i + np.uint64(2)]) << np.uint32(8))
+                    | np.uint32(data[i + np.uint64(3)])
+                )
+        else:
+            for t in range(16):
+                word = np.uint32(0)
+                for i in range(begin + 4 * t, begin + 4 * t + 4):
+                    word = np.uint32(word << np.uint32(8)) | np.uint32(data[i] if i < len(data) else 0)
+                words[t * _LANES + lane] = word
+    # What was read behind the end goes, and a set bit comes in its place.
+    for t in range(16):
+        for lane in range(n_lanes):
+            rest = left[lane] - 4 * t
+            n_bits = 8 * min(max(rest, 0), 4)
+            mark = (0x80000000 >> n_bits) if rest >= 0 else 0
+            words[t * _LANES + lane] = np.uint32((words[t * _LANES + lane] & ~(0xFFFFFFFF >> n_bits)) | mark)
+    for lane in range(n_lanes):
+        if left[lane] < _BLOCK_BYTES - _LENGTH_BYTES:
+            n_bits = (left[lane] + block * _BLOCK_BYTES) * 8
+            words[14 * _LANES + lane] = np.uint32(n_bits >> 32)
+            words[15 * _LANES + lane] = np.uint32(n_bits)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -255,37 +293,14 @@ def _swapped(word: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _word(data: Any, i: int) -> Any:
-    """Four bytes, little endian."""
+def _word(data: Any, i: Any) -> Any:
+    """Four bytes, little endian; `i` is a uint64."""
     return np.uint32(
         np.uint32(data[i])
-        | (np.uint32(data[i + 1]) << np.uint32(8))
-        | (np.uint32(data[i + 2]) << np.uint32(16))
-        | (np.uint32(data[i + 3]) << np.uint32(24))
+        | (np.uint32(data[i + np.uint64(1)]) << np.uint32(8))
+        | (np.uint32(data[i + np.uint64(2)]) << np.uint32(16))
+        | (np.uint32(data[i + np.uint64(3)]) << np.uint32(24))
     )
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _fill_block(data: Any, begin: int, end: int, block: int, words: Any) -> None:
-    """Write one block of a padded message as 16 big-endian words, `_LANES` apart."""
-    begin += block * _BLOCK_BYTES
-    left = end - begin
-    n_whole = min(16, max(0, left >> 2))
-    for t in range(n_whole):
-        words[t * _LANES] = _swapped(_word(data, begin + 4 * t))
-    if n_whole == 16:
-        return
-    for t in range(n_whole, 16):
-        words[t * _LANES] = 0
-    if left >= 0:  # otherwise the end was in the block before
-        tail = np.uint32(0x80) << np.uint32(24 - 8 * (left & 3))
-        for i in range(left & 3):
-            tail |= np.uint32(data[begin + 4 * n_whole + i]) << np.uint32(24 - 8 * i)
-        words[n_whole * _LANES] = tail
-    if left < _BLOCK_BYTES - _LENGTH_BYTES:
-        n_bits = np.uint64(left + block * _BLOCK_BYTES) << np.uint64(3)
-        words[14 * _LANES] = np.uint32(n_bits >> np.uint64(32))
-        words[15 * _LANES] = np.uint32(n_bits)
 
 
 @njit(cache=True, nogil=True)
@@ -339,24 +354,24 @@ def _five(states: Any, at: int) -> Any:
 def xxh32s(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
     """Write the XXH32 (seed 0) of each `data[begins[k]:ends[k]]` to uint64 `out[k]`. Collet, xxHash specification 0.1.1."""
     for k in range(n):
-        i, end = begins[k], ends[k]
+        i, end = np.uint64(begins[k]), np.uint64(ends[k])
         value = _P5
-        if end - i >= 16:
+        if end - i >= _STRIPE:
             a, b, c, d = np.uint32(_P1 + _P2), _P2, np.uint32(0), np.uint32(-np.int64(_P1))
-            while i + 16 <= end:
+            while i + _STRIPE <= end:
                 a = _xxh_round(a, _word(data, i))
-                b = _xxh_round(b, _word(data, i + 4))
-                c = _xxh_round(c, _word(data, i + 8))
-                d = _xxh_round(d, _word(data, i + 12))
-                i += 16
+                b = _xxh_round(b, _word(data, i + _FOUR))
+                c = _xxh_round(c, _word(data, i + np.uint64(8)))
+                d = _xxh_round(d, _word(data, i + np.uint64(12)))
+                i += _STRIPE
             value = np.uint32(_rotated(a, 1) + _rotated(b, 7) + _rotated(c, 12) + _rotated(d, 18))
-        value = np.uint32(value + np.uint32(end - begins[k]))
-        while i + 4 <= end:
+        value = np.uint32(value + np.uint32(ends[k] - begins[k]))
+        while i + _FOUR <= end:
             value = np.uint32(_rotated(np.uint32(value + _word(data, i) * _P3), 17) * _P4)
-            i += 4
+            i += _FOUR
         while i < end:
             value = np.uint32(_rotated(np.uint32(value + np.uint32(data[i]) * _P5), 11) * _P1)
-            i += 1
+            i += np.uint64(1)
         value = np.uint32((value ^ (value >> np.uint32(15))) * _P2)
         value = np.uint32((value ^ (value >> np.uint32(13))) * _P3)
         out[k] = value ^ (value >> np.uint32(16))
@@ -376,16 +391,21 @@ def _image(a: Any, h: Any, b: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def permute(hashes: Any, n: int, a: Any, b: Any, premixed: Any, out: Any) -> None:
-    """Lower each value of the signature `out` to the least of its permutation of the hashes: datasketch's affine32.
-
-    The low 32 bits of `hashes[:n]` count; `premixed` is room for them, uint32[>= n].
-    """
-    for i in range(n):
+def _premixed(hashes: Any) -> UInt32:
+    """The low 32 bits of the hashes, mixed by murmur3's finaliser."""
+    premixed = np.empty(len(hashes), dtype=np.uint32)
+    for i in range(len(hashes)):
         mixed = np.uint32(hashes[i])
         mixed = np.uint32((mixed ^ (mixed >> np.uint32(16))) * _FMIX_1)
         mixed = np.uint32((mixed ^ (mixed >> np.uint32(13))) * _FMIX_2)
         premixed[i] = mixed ^ (mixed >> np.uint32(16))
+    return premixed
+
+
+@njit(cache=True, nogil=True)
+def permute(premixed: Any, a: Any, b: Any, out: Any) -> None:
+    """Lower each value of the signature `out` to the least of its permutation a * h + b: datasketch's affine32."""
+    n = len(premixed)
     whole = n - n % 8
     for i in range(0, whole, 8):
         # Eight at a time, so that a, b and the signature are loaded and stored once for all of them.
@@ -407,21 +427,16 @@ def permute(hashes: Any, n: int, a: Any, b: Any, premixed: Any, out: Any) -> Non
 
 
 @njit(cache=True, nogil=True)
-def hash_shingles(data: Any, begins: Any, ends: Any, n: int, function: int, out: Any) -> Any:
-    """Hash the shingles, and return `out`, uint64, longer if need be."""
-    if len(out) < n:
-        out = np.empty(2 * n, dtype=np.uint64)
+def hash_shingles(data: Any, begins: Any, ends: Any, n: int, function: int, out: Any) -> None:
+    """Hash the shingles by SHA1 or XXH32."""
     if function == SHA1:
         sha1_heads(data, begins, ends, n, out)
     else:
         xxh32s(data, begins, ends, n, out)
-    return out
 
 
 @njit(cache=True, nogil=True)
-def sign_shingles(
-    data: Any, offsets: Any, bounds: Any, function: int, a: Any, b: Any, signatures: Any
-) -> None:
+def sign_shingles(data: Any, offsets: Any, bounds: Any, function: int, a: Any, b: Any, signatures: Any) -> None:
     """Write the signature of each set of ready shingles.
 
     Parameters
@@ -437,15 +452,20 @@ def sign_shingles(
     signatures
         uint32[n, num_perm], to be written.
     """
-    hashes = np.empty(1024, dtype=np.uint64)
-    premixed = np.empty(1024, dtype=np.uint32)
     signatures[:] = EMPTY
-    for d in range(len(bounds) - 1):
-        first, n = bounds[d], bounds[d + 1] - bounds[d]
-        hashes = hash_shingles(data, offsets[first:], offsets[first + 1 :], n, function, hashes)
-        if len(premixed) < n:
-            premixed = np.empty(2 * n, dtype=np.uint32)
-        permute(hashes, n, a, b, premixed, signatures[d])
+    d = 0
+    while d < len(signatures):
+        # Some sets at a time: what is hashed stays in the processor's cache.
+        first, last = bounds[d], d + 1
+        while last < len(signatures) and bounds[last + 1] - first <= _CHUNK:
+            last += 1
+        n = bounds[last] - first
+        hashes = np.empty(n, dtype=np.uint64)
+        hash_shingles(data, offsets[first:], offsets[first + 1 :], n, function, hashes)
+        premixed = _premixed(hashes)
+        for k in range(d, last):
+            permute(premixed[bounds[k] - first : bounds[k + 1] - first], a, b, signatures[k])
+        d = last
 
 
 @njit(cache=True, nogil=True)
@@ -477,22 +497,27 @@ def sign_texts(
     n_tokens, n_shingles
         int64[n], to be written; a shingle that occurs twice counts twice.
     """
-    ascii_code, kind, fold_start, fold_codes = fold
-    text, starts = np.empty(4096, dtype=np.uint8), np.empty(4096, dtype=np.int64)
-    begins, ends = np.empty(1024, dtype=np.int64), np.empty(1024, dtype=np.int64)
-    hashes = np.empty(1024, dtype=np.uint64)
-    premixed = np.empty(1024, dtype=np.uint32)
+    text, starts = np.empty(_CHUNK, dtype=np.uint8), np.empty(_CHUNK, dtype=np.int64)
+    begins, ends = np.empty(2 * _CHUNK, dtype=np.int64), np.empty(2 * _CHUNK, dtype=np.int64)
     signatures[:] = EMPTY
-    for d in range(len(offsets) - 1):
-        text, n_bytes, starts, n_tokens[d] = normalise(
-            data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, text, starts
-        )
-        n_units = n_tokens[d]
-        if not by_words:
-            starts, n_units = characters(text, n_bytes, starts)
-        begins, ends, n = shingle_bounds(starts, n_units, size, 1 if by_words else 0, begins, ends)
-        n_shingles[d] = n
-        hashes = hash_shingles(text, begins, ends, n, function, hashes)
-        if len(premixed) < n:
-            premixed = np.empty(2 * n, dtype=np.uint32)
-        permute(hashes, n, a, b, premixed, signatures[d])
+    d = 0
+    while d < len(signatures):
+        # Some texts at a time, so that the lanes of the hash function are full.
+        first, n_bytes, n = d, 0, 0
+        while d < len(signatures) and n < _CHUNK:
+            begin = n_bytes
+            text, n_bytes, starts, n_units = normalise(data, offsets[d], offsets[d + 1], fold, text, n_bytes, starts)
+            n_tokens[d] = n_units
+            if not by_words:
+                starts, n_units = characters(text, begin, n_bytes, starts)
+            before = n
+            begins, ends, n = shingle_bounds(starts, n_units, size, 1 if by_words else 0, begins, ends, n)
+            n_shingles[d] = n - before
+            d += 1
+        hashes = np.empty(n, dtype=np.uint64)
+        hash_shingles(text, begins, ends, n, function, hashes)
+        premixed = _premixed(hashes)
+        low = 0
+        for k in range(first, d):
+            permute(premixed[low : low + n_shingles[k]], a, b, signatures[k])
+            low += n_shingles[k]

@@ -128,9 +128,7 @@ def sign_shingles(sets: pa.LargeListArray | Sequence[Sequence[bytes]], how: MinH
     data, offsets = arrow_buffers(array.values)
     signatures = np.empty((len(array), how.num_perm), dtype=np.uint32)
     bounds = array.offsets.to_numpy()
-    kernels.sign_shingles(
-        data, offsets, bounds, how.function, *permutations(how.num_perm, how.seed), signatures
-    )
+    kernels.sign_shingles(data, offsets, bounds, how.function, *permutations(how.num_perm, how.seed), signatures)
     return signatures
 
 
