@@ -43,8 +43,10 @@ _CHUNK: Final = 8192  # shingles that are hashed at a time, or more
 _SPACE: Final = ord(" ")
 _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
 
-UInt8, UInt32 = npt.NDArray[np.uint8], npt.NDArray[np.uint32]
-UInt64, Int64 = npt.NDArray[np.uint64], npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+UInt32 = npt.NDArray[np.uint32]
+UInt64 = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
 
 
 # --- Text ---
@@ -152,6 +154,17 @@ def normalise(
 
 
 @njit(cache=True, nogil=True)
+def normalise_all(data: Any, offsets: Any, fold: Any) -> tuple[UInt8, Int64]:
+    """Return the normalised texts of an Arrow large_string array, one after the other, and their bounds."""
+    n_texts = len(offsets) - 1
+    text, starts = np.empty(offsets[n_texts] - offsets[0] + 256, dtype=np.uint8), np.empty(4096, dtype=np.int64)
+    bounds = np.zeros(n_texts + 1, dtype=np.int64)
+    for d in range(n_texts):
+        text, bounds[d + 1], starts, _ = normalise(data, offsets[d], offsets[d + 1], fold, text, bounds[d], starts)
+    return text[: bounds[n_texts]].copy(), bounds
+
+
+@njit(cache=True, nogil=True)
 def characters(data: Any, begin: int, end: int, starts: Any) -> tuple[Any, int]:
     """Write where each character of `data[begin:end]` begins; return `starts` (longer if need be) and their number.
 
@@ -173,7 +186,7 @@ def shingle_bounds(
 ) -> tuple[Any, Any, int]:
     """Write the bounds of all shingles of `size` units from `first` on; return the two arrays and the end in them.
 
-    `gap` is 1 when there is a space after each unit that is no part of it. Fewer units make one shingle, none make none.
+    `gap` is 1 when there is a space after each unit that is no part of it. Fewer make one shingle, none make none.
     """
     n = max(min(n_units, 1), n_units - size + 1)
     if len(begins) < first + n:
@@ -215,7 +228,7 @@ def sha1_heads(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
 def _sha1(
     data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, words: Any, states: Any, sums: Any, out: Any
 ) -> None:
-    """Hash the shingles `which[:n_lanes]` side by side: word t of lane l is `words[t * _LANES + l]`. FIPS 180-4, 6.1."""
+    """Hash the shingles `which[:n_lanes]` side by side; word t of lane l is `words[t * _LANES + l]`. FIPS 180-4."""
     longest = 0
     for lane in range(n_lanes):
         longest = max(longest, ends[which[lane]] - begins[which[lane]])
@@ -244,7 +257,7 @@ def _sha1(
 
 @njit(cache=True, nogil=True)
 def _fill_block(data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, block: int, words: Any, left: Any) -> None:
-    """Write one block of each padded message as 16 big-endian words, `_LANES` apart, and to `left` its bytes from there."""
+    """Write one block of each padded message, 16 big-endian words, and to `left` the bytes from its first on."""
     for lane in range(n_lanes):
         begin = min(begins[which[lane]] + block * _BLOCK_BYTES, len(data))
         left[lane] = ends[which[lane]] - begins[which[lane]] - block * _BLOCK_BYTES
@@ -262,8 +275,8 @@ def _fill_block(data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, blo
         else:
             for t in range(16):
                 word = np.uint32(0)
-                for i in range(begin + 4 * t, begin + 4 * t + 4):
-                    word = np.uint32(word << np.uint32(8)) | np.uint32(data[i] if i < len(data) else 0)
+                for place in range(begin + 4 * t, begin + 4 * t + 4):
+                    word = np.uint32(word << np.uint32(8)) | np.uint32(data[place] if place < len(data) else 0)
                 words[t * _LANES + lane] = word
     # What was read behind the end goes, and a set bit comes in its place.
     for t in range(16):
@@ -352,7 +365,7 @@ def _five(states: Any, at: int) -> Any:
 
 @njit(cache=True, nogil=True)
 def xxh32s(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
-    """Write the XXH32 (seed 0) of each `data[begins[k]:ends[k]]` to uint64 `out[k]`. Collet, xxHash specification 0.1.1."""
+    """Write the XXH32 (seed 0) of each `data[begins[k]:ends[k]]` to uint64 `out[k]`: xxHash specification 0.1.1."""
     for k in range(n):
         i, end = np.uint64(begins[k]), np.uint64(ends[k])
         value = _P5
@@ -414,11 +427,15 @@ def permute(premixed: Any, a: Any, b: Any, out: Any) -> None:
         for k in range(len(out)):
             p, q = a[k], b[k]
             out[k] = min(
-                min(
-                    min(out[k], min(_image(p, h0, q), _image(p, h1, q))),
-                    min(_image(p, h2, q), _image(p, h3, q)),
-                ),
-                min(min(_image(p, h4, q), _image(p, h5, q)), min(_image(p, h6, q), _image(p, h7, q))),
+                out[k],
+                _image(p, h0, q),
+                _image(p, h1, q),
+                _image(p, h2, q),
+                _image(p, h3, q),
+                _image(p, h4, q),
+                _image(p, h5, q),
+                _image(p, h6, q),
+                _image(p, h7, q),
             )
     for i in range(whole, n):
         h = premixed[i]
@@ -521,3 +538,135 @@ def sign_texts(
         for k in range(first, d):
             permute(premixed[low : low + n_shingles[k]], a, b, signatures[k])
             low += n_shingles[k]
+
+
+@njit(cache=True, nogil=True)
+def shingle_sets(data: Any, offsets: Any, which: Any, fold: Any, by_words: bool, size: int) -> tuple[UInt64, Int64]:
+    """Return the distinct shingles of the texts `which`, each as the first 8 bytes of its SHA-1, sorted.
+
+    The second array has the bounds of the texts in the first.
+    """
+    text, starts = np.empty(_CHUNK, dtype=np.uint8), np.empty(_CHUNK, dtype=np.int64)
+    begins, ends = np.empty(_CHUNK, dtype=np.int64), np.empty(_CHUNK, dtype=np.int64)
+    values = np.empty(_CHUNK, dtype=np.uint64)
+    bounds = np.zeros(len(which) + 1, dtype=np.int64)
+    for k in range(len(which)):
+        d = which[k]
+        text, n_bytes, starts, n_units = normalise(data, offsets[d], offsets[d + 1], fold, text, 0, starts)
+        if not by_words:
+            starts, n_units = characters(text, 0, n_bytes, starts)
+        begins, ends, n = shingle_bounds(starts, n_units, size, 1 if by_words else 0, begins, ends, 0)
+        first = bounds[k]
+        if first + n > len(values):
+            values = _longer(values, first, 2 * (first + n))
+        mine = values[first : first + n]
+        sha1_heads(text, begins, ends, n, mine)
+        mine.sort()
+        last = first
+        for i in range(n):
+            if i == 0 or mine[i] != mine[i - 1]:
+                values[last] = mine[i]
+                last += 1
+        bounds[k + 1] = last
+    return values[: bounds[-1]].copy(), bounds
+
+
+# --- Comparison ---
+
+
+@njit(cache=True, nogil=True)
+def band_keys(signatures: Any, band: int, n_rows: int) -> UInt64:
+    """Return 64 bits for each document that are equal where all values of its band are, and hardly ever else."""
+    keys = np.empty(len(signatures), dtype=np.uint64)
+    for d in range(len(signatures)):
+        key = np.uint64(0x9E3779B97F4A7C15)
+        for k in range(band * n_rows, (band + 1) * n_rows):
+            key = _mix64(key ^ np.uint64(signatures[d, k]))
+        keys[d] = key
+    return keys
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _mix64(value: Any) -> Any:
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xFF51AFD7ED558CCD)
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xC4CEB9FE1A85EC53)
+    value ^= value >> np.uint64(33)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def pairs_in_buckets(signatures: Any, bounds: Any, are_old: Any, least_equal: int, window: int) -> tuple[Int64, Any]:
+    """Return the pairs of documents of each bucket that agree in at least `least_equal` values.
+
+    Parameters
+    ----------
+    signatures
+        uint32[n, num_perm], those of each bucket one after the other.
+    bounds
+        Of the buckets in them.
+    are_old
+        bool[n]: pairs of two old documents are left out.
+    window
+        A document is compared with so many before it in its bucket; in all but the largest buckets that is all.
+
+    Returns
+    -------
+    pairs, n_equal
+        int64[n_pairs, 2], places in `signatures`, the smaller first; int32[n_pairs], in how many values they agree.
+    """
+    pairs, equal = np.empty((1024, 2), dtype=np.int64), np.empty(1024, dtype=np.int32)
+    n = 0
+    for bucket in range(len(bounds) - 1):
+        for j in range(bounds[bucket], bounds[bucket + 1]):
+            for i in range(max(bounds[bucket], j - window), j):
+                if are_old[i] and are_old[j]:
+                    continue
+                n_equal = count_equal(signatures, i, j)
+                if n_equal < least_equal:
+                    continue
+                if n == len(pairs):
+                    longer = np.empty((2 * n, 2), dtype=np.int64)
+                    longer[:n] = pairs
+                    pairs, equal = longer, _longer(equal, n, 2 * n)
+                pairs[n, 0], pairs[n, 1], equal[n] = i, j, n_equal
+                n += 1
+    return pairs[:n].copy(), equal[:n].copy()
+
+
+@njit(cache=True, nogil=True)
+def count_equal(signatures: Any, i: int, j: int) -> int:
+    """In how many values two signatures agree."""
+    mine, other = signatures[i], signatures[j]
+    n = 0
+    for k in range(len(mine)):
+        n += int(mine[k] == other[k])
+    return n
+
+
+@njit(cache=True, nogil=True)
+def count_equal_pairs(signatures: Any, pairs: Any) -> Int64:
+    """In how many values the signatures of each pair agree."""
+    counts = np.empty(len(pairs), dtype=np.int64)
+    for p in range(len(pairs)):
+        counts[p] = count_equal(signatures, pairs[p, 0], pairs[p, 1])
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def jaccard(values: Any, starts: Any, stops: Any, pairs: Any) -> Any:
+    """Return the Jaccard similarity, float64, of pairs of sets; set k is the sorted `values[starts[k]:stops[k]]`."""
+    found = np.empty(len(pairs), dtype=np.float64)
+    for p in range(len(pairs)):
+        i, i_end = starts[pairs[p, 0]], stops[pairs[p, 0]]
+        j, j_end = starts[pairs[p, 1]], stops[pairs[p, 1]]
+        n_all = i_end - i + j_end - j
+        n_common = 0
+        while i < i_end and j < j_end:
+            mine, other = values[i], values[j]
+            n_common += int(mine == other)
+            i += int(mine <= other)
+            j += int(other <= mine)
+        found[p] = n_common / (n_all - n_common) if n_all else 0.0
+    return found

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from evalkit.contamination.index import arrow_buffers
 from evalkit.dedup import kernels
 from evalkit.dedup.shingles import Shingling, fold_arrays
-from evalkit.contamination.index import arrow_buffers
 from evalkit.errors import InputError, SpecError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def permutations(num_perm: int, seed: int = 1) -> tuple[UInt32, UInt32]:
     return a, generator.randint(0, 1 << 32, num_perm, dtype=np.uint32)
 
 
-def sign(texts: pa.Array | Sequence[str], how: MinHashing = MinHashing()) -> Signed:  # noqa: B008
+def sign(texts: pa.Array | Sequence[str], how: MinHashing = MinHashing()) -> Signed:
     """Return the signatures of texts: an Arrow large_string array without nulls, or strings."""
     array = texts if isinstance(texts, pa.LargeStringArray) else pa.array(texts, type=pa.large_string())
     data, offsets = arrow_buffers(array)
@@ -111,7 +111,7 @@ def sign(texts: pa.Array | Sequence[str], how: MinHashing = MinHashing()) -> Sig
     return Signed(signatures, n_tokens, n_shingles)
 
 
-def sign_shingles(sets: pa.LargeListArray | Sequence[Sequence[bytes]], how: MinHashing = MinHashing()) -> UInt32:  # noqa: B008
+def sign_shingles(sets: pa.LargeListArray | Sequence[Sequence[bytes]], how: MinHashing = MinHashing()) -> UInt32:
     """Return the signatures, uint32[n, num_perm], of ready shingles.
 
     Parameters
@@ -138,14 +138,14 @@ def hash_function(name: HashName) -> Callable[[bytes], int]:
         return _sha1
     from xxhash import xxh32_intdigest
 
-    return xxh32_intdigest  # type: ignore[no-any-return]
+    return xxh32_intdigest
 
 
 def _sha1(shingle: bytes) -> int:
     return int.from_bytes(hashlib.sha1(shingle, usedforsecurity=False).digest()[:4], "little")
 
 
-def to_datasketch(signatures: UInt32, how: MinHashing = MinHashing()) -> list[MinHash]:  # noqa: B008
+def to_datasketch(signatures: UInt32, how: MinHashing = MinHashing()) -> list[MinHash]:
     """Return the signatures, uint32[n, num_perm], as `datasketch.MinHash` objects, as if it had made them itself."""
     from datasketch import MinHash
 
@@ -158,7 +158,7 @@ def to_datasketch(signatures: UInt32, how: MinHashing = MinHashing()) -> list[Mi
     return made
 
 
-def from_datasketch(minhashes: Sequence[MinHash], how: MinHashing = MinHashing()) -> UInt32:  # noqa: B008
+def from_datasketch(minhashes: Sequence[MinHash], how: MinHashing = MinHashing()) -> UInt32:
     """Return the values of `datasketch.MinHash` (or LeanMinHash) objects as signatures, uint32[n, num_perm].
 
     Raises

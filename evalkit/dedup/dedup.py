@@ -1,0 +1,527 @@
+"""Deduplication of a corpus: sign it, find and compare candidates, cluster them, write the tables and the record."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from evalkit import tables
+from evalkit.corpora.shards import AUDIT_RECORD, Shard
+from evalkit.corpora.split import row_offsets, split_shard
+from evalkit.dedup.candidates import (
+    PARTITION_DOCUMENTS,
+    CandidateTask,
+    Exact,
+    find_candidates,
+    find_exact,
+    least_equal,
+    read_candidates,
+)
+from evalkit.dedup.clusters import Clusters, make_clusters, reaches
+from evalkit.dedup.compare import (
+    PAIRS,
+    CompareTask,
+    Estimates,
+    Sets,
+    compare,
+    ranges_of,
+    read_pairs,
+    wanted_documents,
+)
+from evalkit.dedup.lsh import Bands, choose_bands
+from evalkit.dedup.parts import (
+    BandTask,
+    Part,
+    SetTask,
+    SignTask,
+    read_counts,
+    read_documents,
+    save_array,
+    sign_part,
+    sort_bands,
+    write_sets,
+)
+from evalkit.dedup.signatures import MinHashing
+from evalkit.engines import Engine, LocalEngine
+from evalkit.errors import InputError, SpecError
+from evalkit.files import atomic_path, to_json, write_json
+from evalkit.progress import progress_bar, say
+
+RECORD: Final = "dedup.json"
+"""What says that a deduplication is complete."""
+
+CLUSTERS: Final = "clusters.parquet"
+PAIRS_FILE: Final = "pairs.parquet"
+"""The similar pairs, by document numbers; with the record, what makes the next run incremental."""
+
+SIGNATURES: Final = "signatures"
+"""Folder of the signatures and bands, which are kept."""
+
+WORK: Final = "unfinished"
+PART_BYTES: Final = 64 << 20
+COMPARED_PAIRS: Final = 2_000_000
+"""About so many candidates are in memory at a time."""
+
+Keep = Literal["first", "longest"]
+
+
+@dataclass(frozen=True)
+class DedupSpec:
+    """What counts as a duplicate.
+
+    Attributes
+    ----------
+    how
+        How documents become signatures.
+    threshold
+        Least Jaccard similarity of the shingles of near duplicates, more than 0 and at most 1.
+    bands
+        None: those that datasketch would choose.
+    verify
+        Compare the shingles of candidates; if not, what their signatures estimate decides.
+    keep
+        Of each cluster, the "first" document in the order of files and rows, or the "longest" in tokens.
+    split
+        Split groups in which only a chain connects documents: see `evalkit.dedup.clusters`.
+    """
+
+    how: MinHashing = field(default_factory=MinHashing)
+    threshold: float = 0.8
+    bands: Bands | None = None
+    verify: bool = True
+    keep: Keep = "first"
+    split: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise SpecError(
+                f"the similarity {self.threshold}", where="--threshold", do="Use one above 0, and at most 1"
+            )
+        if self.keep not in ("first", "longest"):
+            raise SpecError(f"no way to choose called '{self.keep}'", where="--keep", do="Use first or longest")
+        if self.bands and self.bands.n_bands * self.bands.n_rows > self.how.num_perm:
+            raise SpecError(
+                f"{self.bands.n_bands} bands of {self.bands.n_rows} rows are more than {self.how.num_perm} permutations",
+                where="--bands",
+            )
+
+    @property
+    def chosen_bands(self) -> Bands:
+        """The bands."""
+        return self.bands or choose_bands(self.threshold, self.how.num_perm)
+
+
+@dataclass(frozen=True)
+class DedupResult:
+    """What was found.
+
+    Attributes
+    ----------
+    directory
+        Where the tables and the record are.
+    n_documents
+        Documents of the corpus.
+    n_same_text, n_same_normalised
+        Documents whose text, as written or normalised, an earlier document has; the first are among the second.
+    n_candidates
+        Pairs of documents that were compared now.
+    n_pairs
+        Pairs of different texts that are similar enough, those known from an earlier run among them.
+    n_clusters, n_removed
+        Clusters, and documents in them that are not kept.
+    cluster_sizes
+        How many clusters there are of each size.
+    largest_group, n_split_groups
+        Documents in the largest group that similar pairs connect; groups that were split.
+    n_large_buckets
+        Buckets in which not every document was compared with every other one.
+    removed_by_corpus, documents_by_corpus
+        Documents removed and there, for each corpus.
+    removed_at
+        (threshold, documents that would be removed) from the threshold upwards, by connected groups without splitting.
+    seconds
+        That it took.
+    """
+
+    directory: Path
+    n_documents: int
+    n_same_text: int
+    n_same_normalised: int
+    n_candidates: int
+    n_pairs: int
+    n_clusters: int
+    n_removed: int
+    cluster_sizes: dict[int, int]
+    largest_group: int
+    n_split_groups: int
+    n_large_buckets: int
+    removed_by_corpus: dict[str, int]
+    documents_by_corpus: dict[str, int]
+    removed_at: list[tuple[float, int]]
+    seconds: float
+
+
+def dedup(
+    shards: Sequence[Shard],
+    out: Path,
+    spec: DedupSpec = DedupSpec(),
+    *,
+    text_column: str | Sequence[str] = "text",
+    id_column: str | None = "id",
+    overwrite: bool = False,
+    engine: Engine | None = None,
+) -> DedupResult:
+    """Find the exact and near duplicates of a corpus and write the directory `out`.
+
+    Writes the table `clusters`, the signatures and similar pairs, and last `dedup.json`, whose presence means that all
+    is complete. A killed run goes on where it was when it is called again in the same way. When the directory holds an
+    earlier run of the same kind, `overwrite` is set, and no file of that run is gone, only what is new is signed, and
+    compared with all.
+
+    Parameters
+    ----------
+    shards
+        The corpus files, from `find_shards`; their order does not matter.
+    out
+        The directory.
+    spec
+        What counts as a duplicate.
+    text_column, id_column
+        Columns of the corpus that hold the text and the document's id.
+    overwrite
+        Replace an earlier run.
+    engine
+        Where the work is done; by default in this machine's processes. The result does not depend on it.
+
+    Raises
+    ------
+    SpecError
+        `out` holds an earlier run and `overwrite` is not set, or an audit.
+    InputError
+        A corpus file cannot be read.
+    """
+    _check_target(out, overwrite=overwrite)
+    begun = time.monotonic()
+    run = _Run(sorted(shards, key=lambda shard: str(shard.path)), out, spec, text_column, id_column, engine)
+    run.sign()
+    exact = run.find_exact()
+    pairs, similarities, n_candidates, n_large = run.find_pairs(exact)
+    clusters = make_clusters(pairs, similarities, run.rank(), spec.threshold, run.measure, split=spec.split)
+    return run.finish(exact, pairs, similarities, clusters, n_candidates, n_large, begun)
+
+
+def _check_target(out: Path, *, overwrite: bool) -> None:
+    if (out / AUDIT_RECORD).exists():
+        raise SpecError("the directory holds an audit", where=str(out), do="Give another --out")
+    if (out / RECORD).exists() and not overwrite:
+        raise SpecError(
+            "the directory already holds a deduplication", where=str(out), do="Give another --out, or --overwrite"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"the directory cannot be made ({error.strerror})", where=str(out), do="Give another --out"
+        ) from None
+
+
+class _Task(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+_T = TypeVar("_T", bound=_Task)
+
+
+class _Run:
+    """One deduplication under way: the parts, what is known of them, and the files in between."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        out: Path,
+        spec: DedupSpec,
+        text_column: str | Sequence[str],
+        id_column: str | None,
+        engine: Engine | None,
+    ) -> None:
+        self.shards, self.out, self.spec, self.engine = shards, out, spec, engine or LocalEngine()
+        columns = text_column if isinstance(text_column, str) else tuple(text_column)
+        self.tasks = [
+            SignTask(part, spec.how, out / SIGNATURES, columns, id_column)
+            for shard in shards
+            for part in split_shard(shard, PART_BYTES)
+        ]
+        self.parts = tuple(task.part for task in self.tasks)
+        self.bands = spec.chosen_bands
+        self.firsts: tuple[int, ...] = ()
+        self.known = _Known.load(out, self.parts, spec)
+        what = [*(part.stem.name for part in self.parts), asdict(spec), self.known.stems]
+        # What another call has left would not fit this one.
+        self.work = out / WORK / hashlib.sha256(to_json(what)).hexdigest()[:16]
+        self.wanted = self.work / "wanted.npy"
+
+    @property
+    def n_documents(self) -> int:
+        return self.firsts[-1]
+
+    def sign(self) -> None:
+        """Sign the parts that are not signed, and sort their band keys."""
+        left = [task for task, part in zip(self.tasks, self.parts, strict=True) if not part.is_signed]
+        if 0 < len(left) < len(self.tasks):
+            say(f"{len(self.tasks) - len(left)} of {len(self.tasks)} parts were signed before and are kept")
+        self._all("signing", sign_part, left)
+        sizes = [len(part.signatures) for part in self.parts]
+        self.firsts = tuple(np.append(0, np.cumsum(sizes, dtype=np.int64)).tolist())
+        self._missing("sorting band keys", sort_bands, [BandTask(part, self.bands) for part in self.parts])
+
+    def find_exact(self) -> Exact:
+        """Find equal texts; of each, the first document takes part in what follows. Texts without shingles do not."""
+        exact = find_exact(self.parts)
+        takes_part = exact.first_equal == np.arange(self.n_documents)
+        takes_part &= self.n_tokens > 0
+        self.representatives = self.work / "representatives.npy"
+        save_array(self.representatives, takes_part)
+        return exact
+
+    @property
+    def n_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document."""
+        found = [read_documents(part, ["n_tokens"])["n_tokens"].to_numpy() for part in self.parts]
+        return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+    def rank(self) -> npt.NDArray[np.int64]:
+        """Which document of a cluster is kept: that of the lowest number."""
+        numbers = np.arange(self.n_documents)
+        if self.spec.keep == "first":
+            return numbers
+        rank = np.empty_like(numbers)
+        rank[np.lexsort((numbers, -self.n_tokens))] = numbers
+        return rank
+
+    def find_pairs(self, exact: Exact) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, int]:
+        """Return the similar pairs of representatives, their similarities, and how many were compared, and large buckets."""
+        spec, n_partitions = self.spec, max(1, -(-self.n_documents // PARTITION_DOCUMENTS))
+        candidate_tasks = [
+            CandidateTask(
+                self.parts, self.firsts, self.bands, band, partition, n_partitions,
+                least_equal(spec.threshold, spec.how.num_perm, verify=spec.verify), self.representatives,
+                tuple(part.stem.name in self.known.stems for part in self.parts),
+                self.work / f"candidates-{band}-{partition}.npy",
+            )
+            for band in range(self.bands.n_bands)
+            for partition in range(n_partitions)
+        ]  # fmt: skip
+        self._missing("finding candidates", find_candidates, candidate_tasks)
+        candidates = tuple(task.path for task in candidate_tasks)
+        n_large = sum(read_candidates(path)[1] for path in candidates)
+        old_pairs, old_similarities = self.known.pairs(self.parts, self.firsts, exact.first_equal)
+        wanted = np.union1d(wanted_documents(candidates, self.n_documents), old_pairs)
+        save_array(self.wanted, wanted)
+        how: Sets | Estimates = Estimates(self.parts, self.firsts)
+        if spec.verify:
+            how = Sets(tuple(self._set_tasks()))
+            self._missing("reading candidates again", write_sets, how.tasks)
+        compare_tasks = [
+            CompareTask(candidates, low, high, how, spec.threshold, self.work / f"pairs-{low}-{high}.parquet")
+            for low, high in ranges_of(candidates, self.n_documents, COMPARED_PAIRS)
+        ]
+        self._missing("comparing", compare, compare_tasks)
+        found = [read_pairs(task.path) for task in compare_tasks]
+        table = pa.concat_tables([PAIRS.empty_table(), *(one.replace_schema_metadata(None) for one, _ in found)])
+        pairs = np.concatenate([np.column_stack([table["one"].to_numpy(), table["other"].to_numpy()]), old_pairs])
+        similarities = np.concatenate([table["similarity"].to_numpy(), old_similarities])
+        pairs, first = np.unique(pairs.astype(np.int64), axis=0, return_index=True)
+        self.how = how
+        return pairs, similarities[first], sum(n for _, n in found), n_large
+
+    def measure(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Compare further pairs of the documents that are in one."""
+        return self.how.measure(pairs)
+
+    def _set_tasks(self) -> list[SetTask]:
+        return [
+            SetTask(task, self.wanted, first, stop - first, self.work / f"sets-{part.stem.name}.npy")
+            for task, part, first, stop in zip(self.tasks, self.parts, self.firsts, self.firsts[1:], strict=False)
+        ]
+
+    def finish(
+        self,
+        exact: Exact,
+        pairs: npt.NDArray[np.int64],
+        similarities: npt.NDArray[np.float64],
+        clusters: Clusters,
+        n_candidates: int,
+        n_large: int,
+        begun: float,
+    ) -> DedupResult:
+        """Write the tables and the record."""
+        numbers = np.arange(self.n_documents)
+        kept, similarity = numbers.copy(), np.ones(self.n_documents)
+        kept[clusters.documents], similarity[clusters.documents] = clusters.kept, clusters.similarities
+        # An equal document is as similar as the one that took part in its place.
+        kept, similarity = kept[exact.first_equal], similarity[exact.first_equal]
+        members = np.flatnonzero(np.bincount(kept, minlength=self.n_documents)[kept] > 1)
+        tables.write(self.out / CLUSTERS, self._table(members, kept, similarity), tables.CLUSTERS)
+        with atomic_path(self.out / PAIRS_FILE) as temporary:
+            pq.write_table(pa.table([*pairs.T, similarities], schema=PAIRS), temporary, compression="zstd")
+        is_removed = kept != numbers
+        by_part = [(int(is_removed[a:b].sum()), b - a) for a, b in zip(self.firsts, self.firsts[1:], strict=False)]
+        removed, there = Counter[str](), Counter[str]()
+        for task, (n_removed, n) in zip(self.tasks, by_part, strict=True):
+            removed[task.shard.corpus] += n_removed
+            there[task.shard.corpus] += n
+        sizes = np.unique(np.unique(kept[members], return_counts=True)[1], return_counts=True)
+        n_equal = int((exact.first_equal != numbers).sum())
+        result = DedupResult(
+            directory=self.out,
+            n_documents=self.n_documents,
+            n_same_text=int(exact.is_same_raw.sum()),
+            n_same_normalised=n_equal,
+            n_candidates=n_candidates,
+            n_pairs=len(pairs),
+            n_clusters=len(np.unique(kept[members])),
+            n_removed=int(is_removed.sum()),
+            cluster_sizes=dict(zip(*(one.tolist() for one in sizes), strict=True)),
+            largest_group=clusters.largest_component,
+            n_split_groups=clusters.n_split,
+            n_large_buckets=n_large,
+            removed_by_corpus=dict(removed),
+            documents_by_corpus=dict(there),
+            removed_at=_removed_at(self.spec.threshold, pairs, similarities, n_equal),
+            seconds=time.monotonic() - begun,
+        )
+        self._write_record(result)
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        return result
+
+    def _table(
+        self, members: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]
+    ) -> pa.Table:
+        """The `clusters` table: clusters are numbered as their first documents stand in the corpus."""
+        heads, first, cluster = np.unique(kept[members], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        number = np.empty(len(heads), dtype=np.int64)
+        number[order] = np.arange(len(heads))
+        offsets = row_offsets(
+            [task.shard for task in self.tasks], [read_counts(part)["n_lines"] for part in self.parts]
+        )
+        corpora, files, rows, ids = [], [], [np.empty(0, dtype=np.int64)], []
+        cuts = np.searchsorted(members, self.firsts)
+        for k, (task, part) in enumerate(zip(self.tasks, self.parts, strict=True)):
+            mine = members[cuts[k] : cuts[k + 1]] - self.firsts[k]
+            documents = read_documents(part, ["row", "doc_id"]).take(mine)
+            corpora += [task.shard.corpus] * len(mine)
+            files += [str(task.shard.path)] * len(mine)
+            rows.append(documents["row"].to_numpy() + offsets[k])
+            ids.append(documents["doc_id"].combine_chunks())
+        is_kept = kept[members] == members
+        return tables.from_columns(
+            tables.CLUSTERS,
+            {
+                "corpus": corpora,
+                "file": files,
+                "row": np.concatenate(rows),
+                "cluster_id": number[cluster],
+                "keep": is_kept,
+                "doc_id": pa.chunked_array(ids, type=pa.string()).combine_chunks() if ids else [],
+                "similarity": pa.array(similarity[members], mask=is_kept),
+            },
+        )
+
+    def _write_record(self, result: DedupResult) -> None:
+        write_json(
+            self.out / RECORD,
+            {
+                **{name: value for name, value in vars(result).items() if name != "directory"},
+                "spec": asdict(self.spec),
+                "bands": asdict(self.bands),
+                "curve": self.bands.curve(),
+                "parts": [part.stem.name for part in self.parts],
+                "firsts": self.firsts,
+                "files": [{"corpus": s.corpus, "path": str(s.path), "size": s.size} for s in self.shards],
+            },
+        )
+
+    def _missing(self, what: str, function: Callable[[_T], None], tasks: Sequence[_T]) -> None:
+        """Do the tasks whose file is not there."""
+        self._all(what, function, [task for task in tasks if not _is_done(task)])
+
+    def _all(self, what: str, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        with progress_bar(what, len(tasks) or None) as bar:
+            for _ in self.engine.map(function, tasks):
+                bar.advance()
+
+
+def _is_done(task: _Task) -> bool:
+    return (task.bounds_path if isinstance(task, SetTask) else task.path).exists()
+
+
+def _removed_at(
+    threshold: float, pairs: npt.NDArray[np.int64], similarities: npt.NDArray[np.float64], n_equal: int
+) -> list[tuple[float, int]]:
+    """How many documents each threshold would remove, those of equal text among them."""
+    found = []
+    steps = np.round(np.arange(0.05, 1.0, 0.05), 2).tolist()
+    for higher in sorted({threshold, *(one for one in steps if one > threshold)}):
+        documents, places = np.unique(pairs[reaches(similarities, higher)], return_inverse=True)
+        n = len(documents)
+        ones, other = places.reshape(-1, 2).T
+        n_groups = connected_components(coo_array((np.ones(len(ones)), (ones, other)), shape=(n, n)))[0] if n else 0
+        found.append((higher, n_equal + n - n_groups))
+    return found
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an earlier run in the same directory has found."""
+
+    stems: tuple[str, ...] = ()
+    firsts: tuple[int, ...] = ()
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, out: Path, parts: Sequence[Part], spec: DedupSpec) -> _Known:
+        """Nothing when there is no such run, or one of another kind, or of files that are not there now."""
+        try:
+            record = orjson.loads((out / RECORD).read_bytes())
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the record cannot be read ({error})", where=str(out / RECORD), do="Delete the directory"
+            ) from None
+        asked = orjson.loads(to_json(asdict(spec)))
+        # How clusters are made of pairs may differ.
+        same = all(record["spec"][name] == asked[name] for name in asked if name not in ("keep", "split"))
+        if not same or not set(record["parts"]) <= {part.stem.name for part in parts}:
+            return cls()
+        return cls(tuple(record["parts"]), tuple(record["firsts"]), out / PAIRS_FILE)
+
+    def pairs(
+        self, parts: Sequence[Part], firsts: Sequence[int], first_equal: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The pairs that are known, with the numbers of now and of the documents that take part now."""
+        if self.path is None:
+            return np.empty((0, 2), dtype=np.int64), np.empty(0)
+        table = pq.read_table(self.path)
+        pairs = np.column_stack([table["one"].to_numpy(), table["other"].to_numpy()])
+        new_first = dict(zip((part.stem.name for part in parts), firsts, strict=False))
+        moved_by = np.array([new_first[stem] - old for stem, old in zip(self.stems, self.firsts, strict=False)])
+        if len(pairs):
+            pairs = pairs + moved_by[np.searchsorted(self.firsts, pairs, side="right") - 1]
+        return np.sort(first_equal[pairs], axis=1), table["similarity"].to_numpy()
