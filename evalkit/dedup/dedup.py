@@ -115,7 +115,7 @@ class DedupSpec:
             raise SpecError(f"no way to choose called '{self.keep}'", where="--keep", do="Use first or longest")
         if self.bands and self.bands.n_bands * self.bands.n_rows > self.how.num_perm:
             raise SpecError(
-                f"{self.bands.n_bands} bands of {self.bands.n_rows} rows are more than {self.how.num_perm} permutations",
+                f"{self.bands.n_bands} bands of {self.bands.n_rows} need more than {self.how.num_perm} permutations",
                 where="--bands",
             )
 
@@ -314,7 +314,7 @@ class _Run:
         return rank
 
     def find_pairs(self, exact: Exact) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, int]:
-        """Return the similar pairs of representatives, their similarities, and how many were compared, and large buckets."""
+        """Return the similar pairs, their similarities, and how many were compared; and how many large buckets."""
         spec, n_partitions = self.spec, max(1, -(-self.n_documents // PARTITION_DOCUMENTS))
         candidate_tasks = [
             CandidateTask(
