@@ -187,10 +187,12 @@ class Exact:
     is_same_raw: Bool
 
 
-def find_exact(parts: Sequence[Part]) -> Exact:
-    """Find the documents with equal text by the hashes of all texts, a part of the range of hashes at a time."""
-    columns = {name: [read_hashes(part, name) for part in parts] for name in ("text_hash", "raw_hash")}
-    by_text, by_raw = (_first_equal(np.concatenate(columns[name])) for name in ("text_hash", "raw_hash"))
+def find_exact(parts: Sequence[Part], n_alike: int | None = None) -> Exact:
+    """Find the documents with equal text, by the hashes of all texts; among the first `n_alike`, or all."""
+    by_text, by_raw = (
+        _first_equal(np.concatenate([read_hashes(part, name) for part in parts]), n_alike)
+        for name in ("text_hash", "raw_hash")
+    )
     return Exact(by_text, by_raw != np.arange(len(by_raw)))
 
 
@@ -203,12 +205,12 @@ def read_hashes(part: Part, name: str) -> npt.NDArray[np.uint64]:
     return np.concatenate(found)
 
 
-def _first_equal(hashes: npt.NDArray[np.uint64]) -> Int64:
-    """For each row the first one that is equal."""
-    n = len(hashes)
-    order = np.lexsort((np.arange(n), hashes[:, 1], hashes[:, 0]))
-    ordered = hashes[order]
-    is_new = np.append(np.ones(min(n, 1), dtype=bool), (ordered[1:] != ordered[:-1]).any(axis=1))
-    first = np.empty(n, dtype=np.int64)
-    first[order] = order[np.maximum.accumulate(np.where(is_new, np.arange(n), 0))]
+def _first_equal(hashes: npt.NDArray[np.uint64], n_alike: int | None) -> Int64:
+    """For each of the first `n_alike` rows the first one that is equal; for the others themselves."""
+    first = np.arange(len(hashes))
+    alike = hashes[:n_alike]
+    order = np.lexsort((first[:n_alike], alike[:, 1], alike[:, 0]))
+    ordered = alike[order]
+    is_new = np.append(np.ones(min(len(alike), 1), dtype=bool), (ordered[1:] != ordered[:-1]).any(axis=1))
+    first[order] = order[np.maximum.accumulate(np.where(is_new, np.arange(len(alike)), 0))]
     return first

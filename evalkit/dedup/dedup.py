@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -214,9 +215,10 @@ def dedup(
     InputError
         A corpus file cannot be read.
     """
-    _check_target(out, overwrite=overwrite)
+    check_target(out, RECORD, overwrite=overwrite)
     begun = time.monotonic()
-    run = _Run(sorted(shards, key=lambda shard: str(shard.path)), out, spec, text_column, id_column, engine)
+    run = Run(shards, out, spec, text_column, id_column, engine)
+    run.known = Known.load(out, run.parts, spec)
     run.sign()
     exact = run.find_exact()
     pairs, similarities, n_candidates, n_large = run.find_pairs(exact)
@@ -224,13 +226,21 @@ def dedup(
     return run.finish(exact, pairs, similarities, clusters, n_candidates, n_large, begun)
 
 
-def _check_target(out: Path, *, overwrite: bool) -> None:
-    if (out / AUDIT_RECORD).exists():
-        raise SpecError("the directory holds an audit", where=str(out), do="Give another --out")
-    if (out / RECORD).exists() and not overwrite:
-        raise SpecError(
-            "the directory already holds a deduplication", where=str(out), do="Give another --out, or --overwrite"
-        )
+def check_target(out: Path, record: str, *, overwrite: bool) -> None:
+    """Refuse a directory that holds a result of this or another kind, and make the directory.
+
+    Raises
+    ------
+    SpecError
+        It holds one, or cannot be made.
+    """
+    for name in {AUDIT_RECORD, RECORD, record}:
+        if (out / name).exists() and not (overwrite and name == record):
+            raise SpecError(
+                f"the directory already holds a result ({name})",
+                where=str(out),
+                do="Give another --out" + (", or --overwrite" if name == record else ""),
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -247,7 +257,7 @@ class _Task(Protocol):
 _T = TypeVar("_T", bound=_Task)
 
 
-class _Run:
+class Run:
     """One deduplication under way: the parts, what is known of them, and the files in between."""
 
     def __init__(
@@ -259,21 +269,40 @@ class _Run:
         id_column: str | None,
         engine: Engine | None,
     ) -> None:
-        self.shards, self.out, self.spec, self.engine = shards, out, spec, engine or LocalEngine()
-        columns = text_column if isinstance(text_column, str) else tuple(text_column)
-        self.tasks = [
-            SignTask(part, spec.how, out / SIGNATURES, columns, id_column)
-            for shard in shards
-            for part in split_shard(shard, PART_BYTES)
-        ]
-        self.parts = tuple(task.part for task in self.tasks)
+        self.out, self.spec, self.engine = out, spec, engine or LocalEngine()
+        self.tasks: list[SignTask] = []
+        for shard in sorted(shards, key=lambda shard: str(shard.path)):
+            self.add(shard, text_column, id_column)
         self.bands = spec.chosen_bands
         self.firsts: tuple[int, ...] = ()
-        self.known = _Known.load(out, self.parts, spec)
-        what = [*(part.stem.name for part in self.parts), asdict(spec), self.known.stems]
-        # What another call has left would not fit this one.
-        self.work = out / WORK / hashlib.sha256(to_json(what)).hexdigest()[:16]
-        self.wanted = self.work / "wanted.npy"
+        self.known = Known()
+
+    def add(self, shard: Shard, text_column: str | Sequence[str], id_column: str | None) -> None:
+        """Add a file behind the others."""
+        columns = text_column if isinstance(text_column, str) else tuple(text_column)
+        for part in split_shard(shard, PART_BYTES):
+            self.tasks.append(SignTask(part, self.spec.how, self.out / SIGNATURES, columns, id_column))
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts, in their order. What is asked for once stays: a file may change meanwhile."""
+        return tuple(task.part for task in self.tasks)
+
+    @cached_property
+    def work(self) -> Path:
+        """Folder of what is needed to go on after a kill; what another kind of call has left would not fit this one."""
+        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems]
+        return self.out / WORK / hashlib.sha256(to_json(what)).hexdigest()[:16]
+
+    @property
+    def wanted(self) -> Path:
+        """File with the numbers of the documents that are in a pair."""
+        return self.work / "wanted.npy"
+
+    @property
+    def representatives(self) -> Path:
+        """File that says which documents take part."""
+        return self.work / "representatives.npy"
 
     @property
     def n_documents(self) -> int:
@@ -289,12 +318,13 @@ class _Run:
         self.firsts = tuple(np.append(0, np.cumsum(sizes, dtype=np.int64)).tolist())
         self._missing("sorting band keys", sort_bands, [BandTask(part, self.bands) for part in self.parts])
 
-    def find_exact(self) -> Exact:
-        """Find equal texts; of each, the first document takes part in what follows. Texts without shingles do not."""
-        exact = find_exact(self.parts)
-        takes_part = exact.first_equal == np.arange(self.n_documents)
-        takes_part &= self.n_tokens > 0
-        self.representatives = self.work / "representatives.npy"
+    def find_exact(self, n_alike: int | None = None) -> Exact:
+        """Find equal texts among the first `n_alike` documents, or all.
+
+        Of each the first takes part in what follows, with all other documents; but texts without shingles do not.
+        """
+        exact = find_exact(self.parts, n_alike)
+        takes_part = (exact.first_equal == np.arange(self.n_documents)) & (self.n_tokens > 0)
         save_array(self.representatives, takes_part)
         return exact
 
@@ -406,8 +436,12 @@ class _Run:
             seconds=time.monotonic() - begun,
         )
         self._write_record(result)
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        self.clear()
         return result
+
+    def clear(self) -> None:
+        """Remove what only a run under way needs."""
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
 
     def _table(
         self, members: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]
@@ -417,31 +451,34 @@ class _Run:
         order = np.argsort(first)
         number = np.empty(len(heads), dtype=np.int64)
         number[order] = np.arange(len(heads))
-        offsets = row_offsets(
-            [task.shard for task in self.tasks], [read_counts(part)["n_lines"] for part in self.parts]
-        )
-        corpora, files, rows, ids = [], [], [np.empty(0, dtype=np.int64)], []
-        cuts = np.searchsorted(members, self.firsts)
-        for k, (task, part) in enumerate(zip(self.tasks, self.parts, strict=True)):
-            mine = members[cuts[k] : cuts[k + 1]] - self.firsts[k]
-            documents = read_documents(part, ["row", "doc_id"]).take(mine)
-            corpora += [task.shard.corpus] * len(mine)
-            files += [str(task.shard.path)] * len(mine)
-            rows.append(documents["row"].to_numpy() + offsets[k])
-            ids.append(documents["doc_id"].combine_chunks())
         is_kept = kept[members] == members
+        described = self.describe(members)
         return tables.from_columns(
             tables.CLUSTERS,
             {
-                "corpus": corpora,
-                "file": files,
-                "row": np.concatenate(rows),
+                **{name: described[name].combine_chunks() for name in described.column_names},
                 "cluster_id": number[cluster],
                 "keep": is_kept,
-                "doc_id": pa.chunked_array(ids, type=pa.string()).combine_chunks() if ids else [],
                 "similarity": pa.array(similarity[members], mask=is_kept),
             },
         )
+
+    def describe(self, documents: npt.NDArray[np.int64], more: Sequence[str] = ()) -> pa.Table:
+        """Return the corpus, file, row and doc_id of documents (rising numbers), and more columns of their parts."""
+        shards = [task.shard for task in self.tasks]
+        offsets = row_offsets(shards, [read_counts(part)["n_lines"] for part in self.parts])
+        cuts = np.searchsorted(documents, self.firsts)
+        found = []
+        for k, (shard, part) in enumerate(zip(shards, self.parts, strict=True)):
+            mine = documents[cuts[k] : cuts[k + 1]] - self.firsts[k]
+            table = read_documents(part, ["row", "doc_id", *more]).take(mine)
+            columns = {
+                "corpus": pa.array([shard.corpus] * len(mine), pa.string()),
+                "file": pa.array([str(shard.path)] * len(mine), pa.string()),
+                **{name: table[name] for name in table.column_names},
+            }
+            found.append(pa.table({**columns, "row": pa.array(table["row"].to_numpy() + offsets[k], pa.int64())}))
+        return pa.concat_tables(found)
 
     def _write_record(self, result: DedupResult) -> None:
         write_json(
@@ -453,7 +490,7 @@ class _Run:
                 "curve": self.bands.curve(),
                 "parts": [part.stem.name for part in self.parts],
                 "firsts": self.firsts,
-                "files": [{"corpus": s.corpus, "path": str(s.path), "size": s.size} for s in self.shards],
+                "files": sorted({(task.shard.corpus, str(task.shard.path), task.shard.size) for task in self.tasks}),
             },
         )
 
@@ -487,15 +524,25 @@ def _removed_at(
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What an earlier run in the same directory has found."""
+class Known:
+    """What an earlier run in the same directory has found.
+
+    Attributes
+    ----------
+    stems
+        Names of the parts whose pairs with each other are known.
+    firsts
+        The numbers that their first documents had.
+    path
+        The pairs; None when there are none.
+    """
 
     stems: tuple[str, ...] = ()
     firsts: tuple[int, ...] = ()
     path: Path | None = None
 
     @classmethod
-    def load(cls, out: Path, parts: Sequence[Part], spec: DedupSpec) -> _Known:
+    def load(cls, out: Path, parts: Sequence[Part], spec: DedupSpec) -> Known:
         """Nothing when there is no such run, or one of another kind, or of files that are not there now."""
         try:
             record = orjson.loads((out / RECORD).read_bytes())

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalkit.contamination.index import arrow_buffers
@@ -24,7 +25,7 @@ from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 from evalkit.dedup import kernels
 from evalkit.dedup.lsh import Bands
-from evalkit.dedup.shingles import fold_arrays, normalised
+from evalkit.dedup.shingles import fold_arrays
 from evalkit.dedup.signatures import MinHashing, sign
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
@@ -41,7 +42,7 @@ _TABLE: Final = pa.schema(
         pa.field("raw_hash", pa.binary(HASH_BYTES)),
         pa.field("text_hash", pa.binary(HASH_BYTES)),
         pa.field("n_tokens", pa.int64()),
-        pa.field("n_bytes", pa.int64()),
+        pa.field("n_characters", pa.int64()),
     ]
 )
 
@@ -130,7 +131,14 @@ def sign_part(task: SignTask) -> None:
         signed = sign(batch.texts, task.how)
         signatures.append(signed.signatures)
         raw, folded = content_hashes(batch.texts)
-        columns = [batch.rows, batch.doc_ids.cast(pa.string()), raw, folded, signed.n_tokens, _sizes(batch.texts)]
+        columns = [
+            batch.rows,
+            batch.doc_ids.cast(pa.string()),
+            raw,
+            folded,
+            signed.n_tokens,
+            pc.utf8_length(batch.texts),
+        ]
         tables.append(pa.table(columns, schema=_TABLE))
     write_part(part, np.concatenate(signatures), pa.concat_tables(tables), reader.counts.n_lines, reader.counts)
 
@@ -165,16 +173,6 @@ def content_hashes(texts: pa.LargeStringArray) -> tuple[pa.Array, pa.Array]:
 def _hashes(data: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]) -> list[bytes]:
     view, ends = memoryview(data.data), bounds.tolist()
     return [hashlib.blake2b(view[ends[k] : ends[k + 1]], digest_size=HASH_BYTES).digest() for k in range(len(ends) - 1)]
-
-
-def _sizes(texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
-    return np.diff(arrow_buffers(texts)[1])
-
-
-def text_hash(text: str) -> bytes:
-    """Return the hash of one text as `content_hashes` gives it for the normalised text."""
-    plain = normalised(text) or text
-    return hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
 
 
 @dataclass(frozen=True)
