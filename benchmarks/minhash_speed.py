@@ -11,8 +11,8 @@ The documents are the first 20,000 of the real corpus, the shingles five words.
   the texts. evalkit begins with the same texts, as they come from its reader, and normalises all of Unicode. Its
   signatures are datasketch's; rensa's are its own.
 
-Each side uses one processor. `evalkit_2_threads` is evalkit in two threads, each with half of the documents: its kernels
-release the interpreter's lock, and the others do not.
+Each side uses one processor. With "2 threads" it is evalkit in two threads, each with half of the documents: its
+kernels release the interpreter's lock, and the others do not.
 """
 
 from __future__ import annotations

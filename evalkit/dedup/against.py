@@ -1,7 +1,7 @@
 """Which documents of a corpus are near duplicates of benchmark items: one more rule of contamination.
 
-An item's text is compared as a whole, with whole documents. That finds items that were made into training examples, even
-edited ones; an item inside a long document is what the audit is for.
+An item's text is compared as a whole, with whole documents. That finds items that were made into training examples,
+even edited ones; an item inside a long document is what the audit is for.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def against(
     shards: Sequence[Shard],
     items: Sequence[ItemText],
     out: Path,
-    spec: DedupSpec = DedupSpec(),
+    spec: DedupSpec | None = None,
     *,
     text_column: str | Sequence[str] = "text",
     id_column: str | None = "id",
@@ -125,12 +125,14 @@ def against(
     if not items or len(set(keys)) < len(keys):
         raise SpecError("there is no item, or one twice", where="--against", do="Name each benchmark once")
     begun = time.monotonic()
+    spec = spec or DedupSpec()
     run = Run(shards, out, replace(spec, keep="first", split=True), text_column, id_column, engine)
-    corpus = frozenset(part.stem.name for part in run.parts)
+    n_corpus_parts = len(run.tasks)
     run.add(_write_items(items, out / ITEMS_FILE), "text", None)
-    run.known = Known(tuple(sorted(corpus)))
+    # Documents are not compared with each other.
+    run.known = Known(tuple(part.stem.name for part in run.parts[:n_corpus_parts]))
     run.sign()
-    n_corpus = run.firsts[-2]
+    n_corpus = run.firsts[n_corpus_parts]
     exact = run.find_exact(n_corpus)
     pairs, similarities, _, _ = run.find_pairs(exact)
     # An item stands behind all documents; two items are nobody's business.

@@ -179,7 +179,7 @@ class DedupResult:
 def dedup(
     shards: Sequence[Shard],
     out: Path,
-    spec: DedupSpec = DedupSpec(),
+    spec: DedupSpec | None = None,
     *,
     text_column: str | Sequence[str] = "text",
     id_column: str | None = "id",
@@ -217,6 +217,7 @@ def dedup(
     """
     check_target(out, RECORD, overwrite=overwrite)
     begun = time.monotonic()
+    spec = spec or DedupSpec()
     run = Run(shards, out, spec, text_column, id_column, engine)
     run.known = Known.load(out, run.parts, spec)
     run.sign()
@@ -306,6 +307,7 @@ class Run:
 
     @property
     def n_documents(self) -> int:
+        """Documents of all parts."""
         return self.firsts[-1]
 
     def sign(self) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import orjson
 import pyarrow.parquet as pq
@@ -202,7 +203,6 @@ def test_large_buckets_are_counted_and_near_copies_in_them_are_found(corpus, who
     result = run(corpus, tmp_path)
     assert result.n_large_buckets > 0
     assert set(pairs_of(tmp_path)) < set(pairs_of(whole))
-    assert run(corpus, whole, overwrite=True).n_large_buckets == 0
 
 
 def test_without_verification_the_estimate_decides(corpus, tmp_path):
@@ -239,8 +239,8 @@ def test_the_statistics_are_those_of_the_tables(corpus, tmp_path):
 
 def test_rows_are_those_of_the_file(corpus, whole):
     for row in clusters(whole):
-        with open(row["file"], encoding="utf-8") as file:
-            assert orjson.loads(file.readlines()[row["row"]])["id"] == row["doc_id"]
+        lines = Path(row["file"]).read_bytes().split(b"\n")
+        assert orjson.loads(lines[row["row"]])["id"] == row["doc_id"]
 
 
 def test_a_corpus_without_duplicates_and_an_empty_one(tmp_path):
