@@ -140,7 +140,7 @@ def bounds_of_runs(ordered: npt.NDArray[np.uint64]) -> Int64:
         return np.empty((0, 2), dtype=np.int64)
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     bounds = np.column_stack([starts, np.append(starts[1:], len(ordered))])
-    return bounds[bounds[:, 1] - bounds[:, 0] > 1]
+    return np.asarray(bounds[bounds[:, 1] - bounds[:, 0] > 1])
 
 
 def _chunks(bounds: Int64) -> Iterator[list[tuple[int, int]]]:
