@@ -38,7 +38,7 @@ _P1, _P2, _P3, _P4, _P5 = (
 _STRIPE, _FOUR = np.uint64(16), np.uint64(4)
 _FMIX_1, _FMIX_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 
-_CHUNK: Final = 8192  # shingles that are hashed at a time, or more
+_CHUNK: Final = 2048  # shingles that are hashed at a time, or more
 
 _SPACE: Final = ord(" ")
 _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
@@ -210,7 +210,7 @@ def sha1_heads(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
     words = np.empty(80 * _LANES, dtype=np.uint32)
     states = np.empty(85 * _LANES, dtype=np.uint32)
     sums = np.empty(5 * _LANES, dtype=np.uint32)
-    which = np.zeros(_LANES, dtype=np.int64)
+    which, left = np.zeros(_LANES, dtype=np.int64), np.zeros(_LANES, dtype=np.int64)
     # Those of one block apart from the others: all lanes take as long as the longest shingle in them.
     for are_long in (False, True):
         n_lanes = 0
@@ -218,24 +218,24 @@ def sha1_heads(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
             which[n_lanes] = k
             n_lanes += int((ends[k] - begins[k] >= _BLOCK_BYTES - _LENGTH_BYTES) == are_long)
             if n_lanes == _LANES:
-                _sha1(data, begins, ends, which, n_lanes, words, states, sums, out)
+                _sha1(data, begins, ends, which, n_lanes, words, states, sums, left, out)
                 n_lanes = 0
         if n_lanes:
-            _sha1(data, begins, ends, which, n_lanes, words, states, sums, out)
+            _sha1(data, begins, ends, which, n_lanes, words, states, sums, left, out)
 
 
 @njit(cache=True, nogil=True)
 def _sha1(
-    data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, words: Any, states: Any, sums: Any, out: Any
+    data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, words: Any, states: Any, sums: Any, left: Any, out: Any
 ) -> None:
     """Hash the shingles `which[:n_lanes]` side by side; word t of lane l is `words[t * _LANES + l]`. FIPS 180-4."""
     longest = 0
     for lane in range(n_lanes):
         longest = max(longest, ends[which[lane]] - begins[which[lane]])
-    left = np.zeros(_LANES, dtype=np.int64)
     n_used = -(-n_lanes // _VECTOR) * _VECTOR
     for row in range(5):
-        sums[row * _LANES : row * _LANES + n_used] = _SHA1_FIRST[row]
+        for lane in range(n_used):
+            sums[row * _LANES + lane] = _SHA1_FIRST[row]
     for block in range((longest + _LENGTH_BYTES) // _BLOCK_BYTES + 1):
         _fill_block(data, begins, ends, which, n_lanes, block, words, left)
         # Step t finds the five words in the rows t to t + 4, oldest first, and the three oldest not yet rotated.
@@ -250,9 +250,10 @@ def _sha1(
                 word = _rotated(states[(84 - row) * _LANES + lane], turn)
                 # A message whose length was in a block before has ended.
                 sums[row * _LANES + lane] += word if left[lane] >= -_LENGTH_BYTES else np.uint32(0)
+    for lane in range(n_used):
+        sums[lane], sums[_LANES + lane] = _swapped(sums[lane]), _swapped(sums[_LANES + lane])
     for lane in range(n_lanes):
-        first, second = _swapped(sums[lane]), _swapped(sums[_LANES + lane])
-        out[which[lane]] = np.uint64(first) | (np.uint64(second) << np.uint64(32))
+        out[which[lane]] = np.uint64(sums[lane]) | (np.uint64(sums[_LANES + lane]) << np.uint64(32))
 
 
 @njit(cache=True, nogil=True)
