@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from evalkit.dedup import kernels
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -21,7 +24,11 @@ Float64 = npt.NDArray[np.float64]
 Measure = Callable[[Int64], Float64]
 """Similarities of pairs of documents, int64[n, 2]."""
 
-_SLACK = 1e-12
+MEASURED_CLUSTERS: Final = 20
+"""Of a group, the first so many clusters take every member that is similar to what they keep. Further ones, which only
+a runaway chain has, take those of which it is known already: the work must not grow with the square of a group."""
+
+_SLACK: Final = 1e-12
 """A similarity that is the threshold but for rounding reaches it."""
 
 
@@ -93,7 +100,9 @@ def make_clusters(
     # Members of each group stand together, the best first.
     left = np.lexsort((rank[documents], label))
     split_groups: set[int] = set()
-    while len(left):
+    for _ in range(MEASURED_CLUSTERS):
+        if not len(left):
+            break
         is_first = np.append(True, label[left][1:] != label[left][:-1])
         head = left[np.maximum.accumulate(np.where(is_first, np.arange(len(left)), 0))]
         values = known.look_up(head, left)
@@ -105,6 +114,7 @@ def make_clusters(
         kept[left[joins]], found[left[joins]] = head[joins], values[joins]
         left = left[~joins]
         split_groups.update(np.unique(label[left]).tolist())
+    kernels.gather_neighbours(left, *known.neighbours(), kept, found)
     # What was split off alone is in no cluster.
     together = np.bincount(kept, minlength=n)[kept] > 1
     return Clusters(
@@ -121,6 +131,7 @@ class _Known:
     """Similarities that are known already."""
 
     def __init__(self, pairs: Int64, similarities: Float64, n: int) -> None:
+        self._pairs, self._unsorted = pairs, similarities
         keys = pairs[:, 0] * n + pairs[:, 1]
         order = np.argsort(keys)
         self._keys, self._similarities, self._n = keys[order], similarities[order], n
@@ -131,3 +142,12 @@ class _Known:
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         found = np.where(self._keys[at] == keys, self._similarities[at], np.nan)
         return np.where(one == other, 1.0, found)
+
+    def neighbours(self) -> tuple[Int64, Int64, Float64]:
+        """The pairs as a symmetric matrix in compressed rows: bounds of the rows, columns, similarities."""
+        one, other = self._pairs.T
+        rows, columns = np.concatenate([one, other]), np.concatenate([other, one])
+        order = np.lexsort((columns, rows))
+        n_columns = np.bincount(rows, minlength=self._n)
+        values = np.concatenate([self._unsorted, self._unsorted])[order]
+        return np.append(0, np.cumsum(n_columns)), columns[order], values

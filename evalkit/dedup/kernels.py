@@ -671,3 +671,26 @@ def jaccard(values: Any, starts: Any, stops: Any, pairs: Any) -> Any:
             j += int(other <= mine)
         found[p] = n_common / (n_all - n_common) if n_all else 0.0
     return found
+
+
+@njit(cache=True, nogil=True)
+def gather_neighbours(order: Any, bounds: Any, columns: Any, values: Any, kept: Any, found: Any) -> None:
+    """Let each document of `order` that has not been taken yet take its neighbours that have not.
+
+    Parameters
+    ----------
+    order
+        Documents without a cluster, the best first.
+    bounds, columns, values
+        Neighbours of each document and their similarities, as compressed rows.
+    kept, found
+        To be written: the document that has taken each one (-1: none has), and their similarity.
+    """
+    for head in order:
+        if kept[head] >= 0:
+            continue
+        kept[head], found[head] = head, 1.0
+        for k in range(bounds[head], bounds[head + 1]):
+            other = columns[k]
+            if kept[other] < 0:
+                kept[other], found[other] = head, values[k]

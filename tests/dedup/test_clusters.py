@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evalkit.dedup import clusters
 from evalkit.dedup.clusters import make_clusters
 
 N = 9
@@ -54,6 +56,32 @@ def test_clusters_are_those_of_the_definition(values, rank, rng):
     order = np.array(rng.sample(range(n_pairs), n_pairs), dtype=np.int64)
     again = clustered(similarity, 0.8, rank, order)
     assert again.kept.tolist() == found.kept.tolist()
+
+
+@given(VALUES, st.permutations(range(N)))
+def test_what_only_a_runaway_chain_connects_is_clustered_by_known_pairs(values, rank):
+    similarity, rank = matrix_of(values), np.array(rank)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(clusters, "MEASURED_CLUSTERS", 0)
+        found = clustered(similarity, 0.8, rank)
+    # All similar pairs are known here, so nothing is lost.
+    assert dict(zip(found.documents.tolist(), found.kept.tolist(), strict=True)) == greedily(similarity, 0.8, rank)
+    assert found.similarities.tolist() == similarity[found.documents, found.kept].tolist()
+
+
+def test_a_long_chain_takes_no_longer_than_its_pairs():
+    n = 200_000
+    pairs = np.column_stack([np.arange(n - 1), np.arange(1, n)])
+    n_asked = 0
+
+    def measure(some):
+        nonlocal n_asked
+        n_asked += len(some)
+        return np.zeros(len(some))
+
+    found = make_clusters(pairs, np.full(n - 1, 0.9), np.arange(n), 0.8, measure)
+    assert found.kept.tolist() == [k - k % 2 for k in range(n)]
+    assert n_asked <= clusters.MEASURED_CLUSTERS * n
 
 
 def test_a_chain_is_split_unless_it_is_wanted():
