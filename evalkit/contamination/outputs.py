@@ -18,7 +18,6 @@ from evalkit import tables
 from evalkit.contamination.boilerplate import MANY
 from evalkit.contamination.findings import AuditResult, Findings
 from evalkit.contamination.kernels import SIMILAR
-from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.recorded import NEAR_SUFFIX, write
 from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.scan import ShardRuns
@@ -30,6 +29,7 @@ from evalkit.corpora.shards import AUDIT_RECORD
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
 from evalkit.progress import warn
+from evalkit.text.normalise import VERSION
 
 BAD_ROWS: Final = "bad_rows.jsonl"
 

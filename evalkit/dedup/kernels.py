@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.contamination.normalise import CHARACTER, IGNORED, MARK, WORD
+from evalkit.text.kernels import mix
+from evalkit.text.normalise import CHARACTER, IGNORED, MARK, WORD
 
 SHA1, XXH32 = 0, 1
 """Hash functions: datasketch's default, and a faster one."""
@@ -69,7 +70,7 @@ def normalise(
     Returns `out` and where the text ends in it, and `starts` and the number of tokens: token k is
     `out[starts[k] : starts[k + 1] - 1]`, the last one too. Both arrays are replaced by longer ones when they are full.
     """
-    ascii_code, kind, fold_start, fold_codes = fold
+    ascii_code, kind, fold_start, fold_codes, _ = fold
     n, n_tokens, state = first, 0, _OUTSIDE
     i = begin
     while i < end:
@@ -507,7 +508,7 @@ def sign_texts(
     data, offsets
         The buffers of an Arrow large_string array.
     fold
-        (ascii_code, kind, start, codes) of the normalisation.
+        The arrays of the `FoldTable`.
     by_words, size
         Shingles of so many words, or else characters.
     function, a, b, signatures
@@ -582,19 +583,9 @@ def band_keys(signatures: Any, band: int, n_rows: int) -> UInt64:
     for d in range(len(signatures)):
         key = np.uint64(0x9E3779B97F4A7C15)
         for k in range(band * n_rows, (band + 1) * n_rows):
-            key = _mix64(key ^ np.uint64(signatures[d, k]))
+            key = mix(key ^ np.uint64(signatures[d, k]))
         keys[d] = key
     return keys
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _mix64(value: Any) -> Any:
-    value ^= value >> np.uint64(33)
-    value *= np.uint64(0xFF51AFD7ED558CCD)
-    value ^= value >> np.uint64(33)
-    value *= np.uint64(0xC4CEB9FE1A85EC53)
-    value ^= value >> np.uint64(33)
-    return value
 
 
 @njit(cache=True, nogil=True)

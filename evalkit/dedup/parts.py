@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evalkit.contamination.index import arrow_buffers
 from evalkit.corpora.documents import ShardCounts
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 from evalkit.dedup import kernels
 from evalkit.dedup.lsh import Bands
-from evalkit.dedup.shingles import fold_arrays
 from evalkit.dedup.signatures import MinHashing, sign
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
+from evalkit.text.buffers import arrow_buffers
+from evalkit.text.normalise import fold_table
 
 _VERSION: Final = 1
 _COUNTS: Final = b"evalkit.counts"
@@ -160,7 +160,7 @@ def content_hashes(texts: pa.LargeStringArray) -> tuple[pa.Array, pa.Array]:
     Texts without tokens ("?!") have nothing in common by that, so they are equal only where they are equal as written.
     """
     data, offsets = arrow_buffers(texts)
-    plain, bounds = kernels.normalise_all(data, offsets, fold_arrays())
+    plain, bounds = kernels.normalise_all(data, offsets, fold_table().arrays)
     raw = _hashes(data, offsets)
     folded = _hashes(plain, bounds)
     empty = np.flatnonzero(np.diff(bounds) == 0).tolist()
@@ -260,7 +260,7 @@ def write_sets(task: SetTask) -> None:
         done += len(batch)
         data, offsets = arrow_buffers(batch.texts)
         found, bounds = kernels.shingle_sets(
-            data, offsets, which, fold_arrays(), how.shingling.unit == "words", how.shingling.size
+            data, offsets, which, fold_table().arrays, how.shingling.unit == "words", how.shingling.size
         )
         values.append(found)
         sizes.append(np.diff(bounds))

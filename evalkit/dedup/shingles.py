@@ -1,6 +1,6 @@
 """What is compared: the set of a document's shingles, written down here so that anyone can make the same ones.
 
-The text is normalised as the audit does it (`evalkit.contamination.normalise`): case, punctuation, line breaks and
+The text is normalised as the audit does it (`evalkit.text.normalise`): case, punctuation, line breaks and
 compatibility forms do not matter. Its tokens, joined by one space, are the *normalised text*. Then
 
 - a **word** shingle of size n is n consecutive tokens joined by one space,
@@ -13,13 +13,10 @@ Only which shingles a document has counts, not how often. `shingles_of` says all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import numpy.typing as npt
-
-from evalkit.contamination.normalise import fold_table
-from evalkit.contamination.tokens import words_of
 from evalkit.errors import SpecError
+from evalkit.text.tokens import words_of
 
 Unit = Literal["words", "characters"]
 
@@ -79,9 +76,3 @@ def shingles_of(text: str, shingling: Shingling) -> set[bytes]:
     units, joint = (words, " ") if shingling.unit == "words" else (" ".join(words), "")
     n = min(len(units), shingling.size)
     return {joint.join(units[k : k + n]).encode() for k in range(len(units) - n + 1)} if units else set()
-
-
-def fold_arrays() -> tuple[npt.NDArray[Any], ...]:
-    """Return the normalisation in the form that the kernels take."""
-    table = fold_table()
-    return table.ascii_code, table.kind, table.start, table.codes

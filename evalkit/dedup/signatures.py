@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from evalkit.contamination.index import arrow_buffers
 from evalkit.dedup import kernels
-from evalkit.dedup.shingles import Shingling, fold_arrays
+from evalkit.dedup.shingles import Shingling
 from evalkit.errors import InputError, SpecError
+from evalkit.text.buffers import arrow_buffers
+from evalkit.text.normalise import fold_table
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -105,7 +106,7 @@ def sign(texts: pa.Array | Sequence[str], how: MinHashing = MinHashing()) -> Sig
     signatures = np.empty((n, how.num_perm), dtype=np.uint32)
     n_tokens, n_shingles = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
     kernels.sign_texts(
-        data, offsets, fold_arrays(), how.shingling.unit == "words", how.shingling.size, how.function,
+        data, offsets, fold_table().arrays, how.shingling.unit == "words", how.shingling.size, how.function,
         *permutations(how.num_perm, how.seed), signatures, n_tokens, n_shingles,
     )  # fmt: skip
     return Signed(signatures, n_tokens, n_shingles)

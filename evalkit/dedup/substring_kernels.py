@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.contamination.kernels import BASE, tokenise
-from evalkit.dedup.kernels import _mix64
+from evalkit.text.kernels import BASE, mix, tokenise
 
 UInt64 = npt.NDArray[np.uint64]
 Int64 = npt.NDArray[np.int64]
@@ -63,7 +62,7 @@ def windows(
     data, offsets
         The buffers of an Arrow large_string array.
     fold
-        (ascii_code, kind, start, codes) of the normalisation.
+        The arrays of the `FoldTable`.
     size
         Tokens of a window, at least 2.
     wanted
@@ -79,7 +78,6 @@ def windows(
     """
     gram = size // 2
     width = size - gram + 1
-    ascii_code, kind, fold_start, fold_codes = fold
     longest = 0
     for d in range(len(offsets) - 1):
         longest = max(longest, offsets[d + 1] - offsets[d])
@@ -92,9 +90,7 @@ def windows(
     where = np.empty((1024, 4), dtype=np.int64)
     n, n_tokens = 0, 0
     for d in range(len(offsets) - 1):
-        count = tokenise(
-            data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, hashes, starts, ends
-        )
+        count = tokenise(data, offsets[d], offsets[d + 1], fold, hashes, starts, ends)
         n_tokens += count
         if count < size:
             continue
@@ -102,7 +98,7 @@ def windows(
             prefix[k + 1] = prefix[k] * BASE + hashes[k]
         n_grams = count - gram + 1
         for k in range(n_grams):
-            grams[k] = _mix64(prefix[k + gram] - prefix[k] * gram_power)
+            grams[k] = mix(prefix[k + gram] - prefix[k] * gram_power)
         n_windows = _minimizers(grams, n_grams, width, least)
         out, where = _with_room(out, where, n, n_windows)
         is_wanted = False
@@ -117,7 +113,7 @@ def windows(
                 place = np.searchsorted(wanted, least[k])
                 is_wanted = place < len(wanted) and wanted[place] == least[k]
             if is_wanted:
-                out[n] = _mix64(prefix[k + size] - prefix[k] * power)
+                out[n] = mix(prefix[k + size] - prefix[k] * power)
                 where[n, 0], where[n, 1], where[n, 2], where[n, 3] = d, k, starts[k], ends[k + size - 1]
                 n += 1
     texts = where[:n, 0].copy()

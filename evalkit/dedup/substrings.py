@@ -24,19 +24,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evalkit import tables
-from evalkit.contamination.index import arrow_buffers
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.split import row_offsets, split_shard
 from evalkit.dedup import substring_kernels
 from evalkit.dedup.dedup import PART_BYTES, WORK, check_target
 from evalkit.dedup.parts import load_array, save_array
-from evalkit.dedup.shingles import fold_arrays
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, to_json, write_json
 from evalkit.progress import progress_bar
 from evalkit.tables import TableSchema
+from evalkit.text.buffers import arrow_buffers
+from evalkit.text.normalise import fold_table
 
 RECORD: Final = "substrings.json"
 FILE: Final = "substrings.parquet"
@@ -142,7 +142,7 @@ def _read(task: _Pass) -> None:
     for batch in reader:
         data, offsets = arrow_buffers(batch.texts)
         hashes, texts, places, starts, ends, n = substring_kernels.windows(
-            data, offsets, fold_arrays(), part.size, wanted, task.wanted is None
+            data, offsets, fold_table().arrays, part.size, wanted, task.wanted is None
         )
         n_tokens += n
         if task.wanted is None:

@@ -13,11 +13,11 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from evalkit.contamination.index import arrow_buffers
 from evalkit.dedup import kernels
 from evalkit.dedup.shingles import Shingling, normalised, shingles_of
 from evalkit.dedup.signatures import MinHashing, from_datasketch, hash_function, sign, sign_shingles, to_datasketch
 from evalkit.errors import InputError, SpecError
+from evalkit.text.buffers import arrow_buffers
 
 TEXT = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aB1_ ½ﬁßİ中กé\u0301\u00ad\ufdfa\n"))

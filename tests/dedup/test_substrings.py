@@ -8,13 +8,13 @@ import random
 import pytest
 
 from evalkit import tables
-from evalkit.contamination.tokens import tokens
 from evalkit.corpora.shards import find_shards
 from evalkit.dedup import dedup as deduplication
 from evalkit.dedup import substrings
 from evalkit.dedup.substrings import FILE, SUBSTRINGS, find_substrings
 from evalkit.engines import LocalEngine
 from evalkit.errors import SpecError
+from evalkit.text.tokens import tokens
 from tests.dedup import corpora
 from tests.dedup.test_dedup import DyingEngine
 
