@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evalkit import tables
-from evalkit.corpora.shards import Shard
+from evalkit.corpora.shards import AGAINST_RECORD, Shard
 from evalkit.dedup.compare import Estimates
-from evalkit.dedup.dedup import DedupSpec, Known, Run, check_target
+from evalkit.dedup.dedup import SIGNATURES, DedupSpec, Known, Run, check_target, finished_now
+from evalkit.dedup.lsh import Bands
 from evalkit.engines import Engine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, to_json, write_json
@@ -33,8 +35,10 @@ Float64 = npt.NDArray[np.float64]
 
 DIRTY, CLEAN = "dirty", "clean"
 
-RECORD: Final = "against.json"
+RECORD: Final = AGAINST_RECORD
 ITEMS_FILE: Final = "items.jsonl"
+"""The texts of the items as a corpus file, beside the signatures."""
+
 NEAR: Final = "near_duplicates.parquet"
 
 _NEAR: Final = pa.schema(
@@ -75,10 +79,12 @@ class AgainstResult:
     ----------
     directory
         Where the tables are.
-    n_documents, n_items
-        Documents of the corpus and texts of items that were compared.
-    n_dirty
-        Texts of items with a near duplicate, for each benchmark.
+    spec, bands
+        What counted as a duplicate.
+    n_documents, n_empty, n_bad_rows
+        Documents of the corpus that were compared; rows whose text is empty, and rows that could not be read.
+    n_items, n_dirty
+        Items of each benchmark that were compared, and those with a near duplicate.
     n_pairs
         Item texts and documents that are near duplicates.
     seconds
@@ -86,11 +92,20 @@ class AgainstResult:
     """
 
     directory: Path
+    spec: DedupSpec
+    bands: Bands
     n_documents: int
-    n_items: int
+    n_empty: int
+    n_bad_rows: int
+    n_items: dict[str, int]
     n_dirty: dict[str, int]
     n_pairs: int
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        plain: dict[str, Any] = orjson.loads(to_json(asdict(self)))
+        return plain
 
 
 def against(
@@ -128,7 +143,7 @@ def against(
     spec = spec or DedupSpec()
     run = Run(shards, out, replace(spec, keep="first", split=True), text_column, id_column, engine)
     n_corpus_parts = len(run.tasks)
-    run.add(_write_items(items, out / ITEMS_FILE), "text", None)
+    run.add(_write_items(items, out / SIGNATURES / ITEMS_FILE), "text", None)
     # Documents are not compared with each other.
     run.known = Known(tuple(part.stem.name for part in run.parts[:n_corpus_parts]))
     run.sign()
@@ -146,15 +161,38 @@ def against(
     tables.write(out / "matches.parquet", _matches_table(near), tables.MATCHES)
     with atomic_path(out / NEAR) as temporary:
         pq.write_table(near.select(_NEAR.names), temporary, compression="zstd")
-    dirty = {(row["benchmark"], row["doc_hash"], row["field"]) for row in near.select(_KEY).to_pylist()}
-    n_dirty = {name: 0 for name in dict.fromkeys(item.benchmark for item in items)}
-    for name, _, _ in dirty:
-        n_dirty[name] += 1
-    result = AgainstResult(out, n_corpus, len(items), n_dirty, len(near), time.monotonic() - begun)
-    plain = {name: value for name, value in vars(result).items() if name != "directory"}
-    write_json(out / RECORD, {**plain, "rule": RULE, "spec": asdict(spec), "bands": asdict(run.bands)})
+    n_items = Counter(benchmark for benchmark, _ in {key[:2] for key in keys})
+    dirty = Counter(benchmark for benchmark, _ in {(row["benchmark"], row["doc_hash"]) for row in near.to_pylist()})
+    n_empty, n_bad = run.write_bad_rows()
+    result = AgainstResult(
+        directory=out,
+        spec=spec,
+        bands=run.bands,
+        n_documents=n_corpus,
+        n_empty=n_empty,
+        n_bad_rows=n_bad,
+        n_items={name: n_items[name] for name in dict.fromkeys(item.benchmark for item in items)},
+        n_dirty={name: dirty[name] for name in dict.fromkeys(item.benchmark for item in items)},
+        n_pairs=len(near),
+        seconds=time.monotonic() - begun,
+    )
+    _write_record(result)
     run.clear()
     return result
+
+
+def _write_record(result: AgainstResult) -> None:
+    """Write the record, with the parts by which `compare` knows an audit."""
+    write_json(
+        result.directory / RECORD,
+        {
+            **{name: value for name, value in result.to_dict().items() if name != "directory"},
+            "finished": finished_now(),
+            "rules": [RULE],
+            "rule_definitions": [{"name": RULE, "threshold": result.spec.threshold, "is_strict": False}],
+            "totals": {"n_bad_rows": result.n_bad_rows},
+        },
+    )
 
 
 def _write_items(items: Sequence[ItemText], path: Path) -> Shard:

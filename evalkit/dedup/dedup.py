@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -21,7 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from evalkit import tables
-from evalkit.corpora.shards import AUDIT_RECORD, Shard
+from evalkit.corpora.shards import AUDIT_RECORD, DEDUP_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
 from evalkit.dedup.candidates import (
     PARTITION_DOCUMENTS,
@@ -43,7 +44,7 @@ from evalkit.dedup.compare import (
     read_pairs,
     wanted_documents,
 )
-from evalkit.dedup.lsh import Bands, choose_bands
+from evalkit.dedup.lsh import FALSE_NEGATIVE_WEIGHT, Bands, choose_bands
 from evalkit.dedup.parts import (
     BandTask,
     Part,
@@ -56,24 +57,30 @@ from evalkit.dedup.parts import (
     sort_bands,
     write_sets,
 )
+from evalkit.dedup.shingles import Shingling
 from evalkit.dedup.signatures import MinHashing
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
-from evalkit.files import atomic_path, to_json, write_json
+from evalkit.files import atomic_path, to_json, write_json, write_text
 from evalkit.progress import progress_bar, say
 
-RECORD: Final = "dedup.json"
+RECORD: Final = DEDUP_RECORD
 """What says that a deduplication is complete."""
 
 CLUSTERS: Final = "clusters.parquet"
 PAIRS_FILE: Final = "pairs.parquet"
 """The similar pairs, by document numbers; with the record, what makes the next run incremental."""
 
-SIGNATURES: Final = "signatures"
-"""Folder of the signatures and bands, which are kept."""
+BAD_ROWS: Final = "bad_rows.jsonl"
+SIGNATURES: Final = ".signatures"
+"""Folder of the signatures and bands, which are kept; hidden, as the next, from those who read a corpus around it."""
 
-WORK: Final = "unfinished"
+WORK: Final = ".unfinished"
+_MINE: Final = "dedup"
 PART_BYTES: Final = 64 << 20
+LARGEST: Final = 10
+"""So many of the largest clusters are named."""
+
 COMPARED_PAIRS: Final = 2_000_000
 """About so many candidates are in memory at a time."""
 
@@ -91,7 +98,9 @@ class DedupSpec:
     threshold
         Least Jaccard similarity of the shingles of near duplicates, more than 0 and at most 1.
     bands
-        None: those that datasketch would choose.
+        None: those that datasketch would choose with `false_negative_weight`.
+    false_negative_weight
+        How much a missed pair weighs beside one that is compared in vain, as a share of 1; datasketch's default is 0.5.
     verify
         Compare the shingles of candidates; if not, what their signatures estimate decides.
     keep
@@ -103,6 +112,7 @@ class DedupSpec:
     how: MinHashing = field(default_factory=MinHashing)
     threshold: float = 0.8
     bands: Bands | None = None
+    false_negative_weight: float = FALSE_NEGATIVE_WEIGHT
     verify: bool = True
     keep: Keep = "first"
     split: bool = True
@@ -119,11 +129,25 @@ class DedupSpec:
                 f"{self.bands.n_bands} bands of {self.bands.n_rows} need more than {self.how.num_perm} permutations",
                 where="--bands",
             )
+        if self.bands is None:
+            choose_bands(self.threshold, self.how.num_perm, 1 - self.false_negative_weight, self.false_negative_weight)
 
     @property
     def chosen_bands(self) -> Bands:
         """The bands."""
-        return self.bands or choose_bands(self.threshold, self.how.num_perm)
+        weight = self.false_negative_weight
+        return self.bands or choose_bands(self.threshold, self.how.num_perm, 1 - weight, weight)
+
+
+@dataclass(frozen=True)
+class LargeCluster:
+    """One of the largest clusters: its documents, the kept one, and the least similarity of the others to that."""
+
+    n_documents: int
+    file: str
+    row: int
+    doc_id: str | None
+    least_similarity: float
 
 
 @dataclass(frozen=True)
@@ -134,8 +158,8 @@ class DedupResult:
     ----------
     directory
         Where the tables and the record are.
-    n_documents
-        Documents of the corpus.
+    n_documents, n_empty, n_bad_rows
+        Documents of the corpus; rows whose text is empty, and rows that could not be read.
     n_same_text, n_same_normalised
         Documents whose text, as written or normalised, an earlier document has; the first are among the second.
     n_candidates
@@ -146,12 +170,16 @@ class DedupResult:
         Clusters, and documents in them that are not kept.
     cluster_sizes
         How many clusters there are of each size.
+    largest
+        The largest clusters, the largest first.
     largest_group, n_split_groups
-        Documents in the largest group that similar pairs connect; groups that were split.
+        Documents in the largest group that similar pairs connect; groups that were split, since a chain connects them.
     n_large_buckets
         Buckets in which not every document was compared with every other one.
     removed_by_corpus, documents_by_corpus
         Documents removed and there, for each corpus.
+    spec, bands
+        What counted as a duplicate.
     removed_at
         (threshold, documents that would be removed) from the threshold upwards, by connected groups without splitting.
     seconds
@@ -159,7 +187,11 @@ class DedupResult:
     """
 
     directory: Path
+    spec: DedupSpec
+    bands: Bands
     n_documents: int
+    n_empty: int
+    n_bad_rows: int
     n_same_text: int
     n_same_normalised: int
     n_candidates: int
@@ -167,6 +199,7 @@ class DedupResult:
     n_clusters: int
     n_removed: int
     cluster_sizes: dict[int, int]
+    largest: tuple[LargeCluster, ...]
     largest_group: int
     n_split_groups: int
     n_large_buckets: int
@@ -174,6 +207,11 @@ class DedupResult:
     documents_by_corpus: dict[str, int]
     removed_at: list[tuple[float, int]]
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON, with the curve: (similarity, probability to be compared)."""
+        plain: dict[str, Any] = orjson.loads(to_json(asdict(self)))
+        return {**plain, "curve": self.bands.curve()}
 
 
 def dedup(
@@ -189,9 +227,9 @@ def dedup(
     """Find the exact and near duplicates of a corpus and write the directory `out`.
 
     Writes the table `clusters`, the signatures and similar pairs, and last `dedup.json`, whose presence means that all
-    is complete. A killed run goes on where it was when it is called again in the same way. When the directory holds an
-    earlier run of the same kind, `overwrite` is set, and no file of that run is gone, only what is new is signed, and
-    compared with all.
+    is complete. A killed run goes on where it was when it is called again in the same way; a complete one is read. When
+    the directory holds an earlier run of the same kind, `overwrite` is set, and no file of that run is gone, only what
+    is new is signed, and compared with all.
 
     Parameters
     ----------
@@ -211,14 +249,17 @@ def dedup(
     Raises
     ------
     SpecError
-        `out` holds an earlier run and `overwrite` is not set, or an audit.
+        `out` holds another run and `overwrite` is not set, or an audit.
     InputError
         A corpus file cannot be read.
     """
-    check_target(out, RECORD, overwrite=overwrite)
     begun = time.monotonic()
     spec = spec or DedupSpec()
     run = Run(shards, out, spec, text_column, id_column, engine)
+    if not overwrite and run.is_finished():
+        say(f"{out}: this deduplication is complete, and its result is taken")
+        return read_result(out)
+    check_target(out, RECORD, overwrite=overwrite)
     run.known = Known.load(out, run.parts, spec)
     run.sign()
     exact = run.find_exact()
@@ -227,21 +268,70 @@ def dedup(
     return run.finish(exact, pairs, similarities, clusters, n_candidates, n_large, begun)
 
 
+def read_result(directory: Path) -> DedupResult:
+    """Read the result of a deduplication.
+
+    Raises
+    ------
+    InputError
+        There is none, or its record is damaged.
+    """
+    record = _read_record(directory)
+    if record is None:
+        raise InputError(f"there is no {RECORD}", where=str(directory), do="Run evalkit dedup first, to its end")
+    try:
+        spec = dict(record["spec"])
+        how = dict(spec["how"])
+        hashing = MinHashing(**{**how, "shingling": Shingling(**how["shingling"])})
+        bands = None if spec["bands"] is None else Bands(**spec["bands"])
+        plain = {one.name: record[one.name] for one in fields(DedupResult) if one.name != "directory"}
+        special = {
+            "spec": DedupSpec(**{**spec, "how": hashing, "bands": bands}),
+            "bands": Bands(**record["bands"]),
+            "cluster_sizes": {int(size): n for size, n in record["cluster_sizes"].items()},
+            "largest": tuple(LargeCluster(**one) for one in record["largest"]),
+            "removed_at": [(float(threshold), int(n)) for threshold, n in record["removed_at"]],
+        }
+        return DedupResult(**{**plain, **special, "directory": directory})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the record is not what evalkit dedup writes ({error!r})",
+            where=str(directory / RECORD),
+            do="Delete the directory",
+        ) from None
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = orjson.loads((directory / RECORD).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the record cannot be read ({error})", where=str(directory / RECORD), do="Delete the directory"
+        ) from None
+    return record
+
+
 def check_target(out: Path, record: str, *, overwrite: bool) -> None:
-    """Refuse a directory that holds a result of this or another kind, and make the directory.
+    """Refuse a directory that holds such a result or an audit, and make the directory.
+
+    A deduplication, a comparison with benchmarks and repeated passages of one corpus may share a directory: the first
+    two share the signatures, too.
 
     Raises
     ------
     SpecError
         It holds one, or cannot be made.
     """
-    for name in {AUDIT_RECORD, RECORD, record}:
-        if (out / name).exists() and not (overwrite and name == record):
-            raise SpecError(
-                f"the directory already holds a result ({name})",
-                where=str(out),
-                do="Give another --out" + (", or --overwrite" if name == record else ""),
-            )
+    if (out / AUDIT_RECORD).exists():
+        raise SpecError(f"the directory holds an audit ({AUDIT_RECORD})", where=str(out), do="Give another --out")
+    if (out / record).exists() and not overwrite:
+        raise SpecError(
+            f"the directory already holds a result ({record})",
+            where=str(out),
+            do="Give another --out, or --overwrite; where files were only added, that compares just these with all",
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -293,7 +383,7 @@ class Run:
     def work(self) -> Path:
         """Folder of what is needed to go on after a kill; what another kind of call has left would not fit this one."""
         what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems]
-        return self.out / WORK / hashlib.sha256(to_json(what)).hexdigest()[:16]
+        return self.out / WORK / _MINE / hashlib.sha256(to_json(what)).hexdigest()[:16]
 
     @property
     def wanted(self) -> Path:
@@ -309,6 +399,12 @@ class Run:
     def n_documents(self) -> int:
         """Documents of all parts."""
         return self.firsts[-1]
+
+    def is_finished(self) -> bool:
+        """Whether the directory holds the result of just this."""
+        record = _read_record(self.out)
+        mine = [[part.stem.name for part in self.parts], orjson.loads(to_json(asdict(self.spec)))]
+        return record is not None and [record.get("parts"), record.get("spec")] == mine
 
     def sign(self) -> None:
         """Sign the parts that are not signed, and sort their band keys."""
@@ -408,7 +504,8 @@ class Run:
         # An equal document is as similar as the one that took part in its place.
         kept, similarity = kept[exact.first_equal], similarity[exact.first_equal]
         members = np.flatnonzero(np.bincount(kept, minlength=self.n_documents)[kept] > 1)
-        tables.write(self.out / CLUSTERS, self._table(members, kept, similarity), tables.CLUSTERS)
+        table = self._table(members, kept, similarity)
+        tables.write(self.out / CLUSTERS, table, tables.CLUSTERS)
         with atomic_path(self.out / PAIRS_FILE) as temporary:
             pq.write_table(pa.table([*pairs.T, similarities], schema=PAIRS), temporary, compression="zstd")
         is_removed = kept != numbers
@@ -419,9 +516,14 @@ class Run:
             there[task.shard.corpus] += n
         sizes = np.unique(np.unique(kept[members], return_counts=True)[1], return_counts=True)
         n_equal = int((exact.first_equal != numbers).sum())
+        n_empty, n_bad = self.write_bad_rows()
         result = DedupResult(
             directory=self.out,
+            spec=self.spec,
+            bands=self.bands,
             n_documents=self.n_documents,
+            n_empty=n_empty,
+            n_bad_rows=n_bad,
             n_same_text=int(exact.is_same_raw.sum()),
             n_same_normalised=n_equal,
             n_candidates=n_candidates,
@@ -429,6 +531,7 @@ class Run:
             n_clusters=len(np.unique(kept[members])),
             n_removed=int(is_removed.sum()),
             cluster_sizes=dict(zip(*(one.tolist() for one in sizes), strict=True)),
+            largest=_largest(table),
             largest_group=clusters.largest_component,
             n_split_groups=clusters.n_split,
             n_large_buckets=n_large,
@@ -443,7 +546,7 @@ class Run:
 
     def clear(self) -> None:
         """Remove what only a run under way needs."""
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        remove_work(self.out / WORK / _MINE)
 
     def _table(
         self, members: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]
@@ -482,14 +585,27 @@ class Run:
             found.append(pa.table({**columns, "row": pa.array(table["row"].to_numpy() + offsets[k], pa.int64())}))
         return pa.concat_tables(found)
 
+    def write_bad_rows(self) -> tuple[int, int]:
+        """List the rows that could not be read, if any, and return how many rows are empty and how many are bad."""
+        counts = [read_counts(part) for part in self.parts]
+        offsets = row_offsets([task.shard for task in self.tasks], [one["n_lines"] for one in counts])
+        listed = [
+            {**row, "row": row["row"] + offset}
+            for one, offset in zip(counts, offsets, strict=True)
+            for row in one["bad_rows"]
+        ]
+        path = self.out / BAD_ROWS
+        path.unlink(missing_ok=True)
+        if listed:
+            write_text(path, "".join(f"{to_json(row).decode()}\n" for row in listed))
+        return sum(one["n_empty"] for one in counts), sum(one["n_bad"] for one in counts)
+
     def _write_record(self, result: DedupResult) -> None:
         write_json(
             self.out / RECORD,
             {
-                **{name: value for name, value in vars(result).items() if name != "directory"},
-                "spec": asdict(self.spec),
-                "bands": asdict(self.bands),
-                "curve": self.bands.curve(),
+                **{name: value for name, value in result.to_dict().items() if name != "directory"},
+                "finished": finished_now(),
                 "parts": [part.stem.name for part in self.parts],
                 "firsts": self.firsts,
                 "files": sorted({(task.shard.corpus, str(task.shard.path), task.shard.size) for task in self.tasks}),
@@ -506,6 +622,30 @@ class Run:
                 bar.advance()
 
 
+def remove_work(folder: Path) -> None:
+    """Remove a folder of files in between, and the one around it when nothing else is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+
+
+def finished_now() -> str:
+    """The time, as records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _largest(table: pa.Table) -> tuple[LargeCluster, ...]:
+    """The largest clusters of the table."""
+    kept = table.filter(table["keep"]).sort_by("cluster_id")
+    grouped = table.group_by("cluster_id").aggregate([("row", "count"), ("similarity", "min")]).sort_by("cluster_id")
+    order = np.argsort(-grouped["row_count"].to_numpy(), kind="stable")[:LARGEST]
+    found = []
+    for head, group in zip(kept.take(order).to_pylist(), grouped.take(order).to_pylist(), strict=True):
+        where = head["file"], head["row"], head["doc_id"]
+        found.append(LargeCluster(group["row_count"], *where, group["similarity_min"]))
+    return tuple(found)
+
+
 def _is_done(task: _Task) -> bool:
     return (task.bounds_path if isinstance(task, SetTask) else task.path).exists()
 
@@ -515,7 +655,7 @@ def _removed_at(
 ) -> list[tuple[float, int]]:
     """How many documents each threshold would remove, those of equal text among them."""
     found = []
-    steps = np.round(np.arange(0.05, 1.0, 0.05), 2).tolist()
+    steps = np.round(np.arange(0.05, 1.001, 0.05), 2).tolist()
     for higher in sorted({threshold, *(one for one in steps if one > threshold)}):
         documents, places = np.unique(pairs[reaches(similarities, higher)], return_inverse=True)
         n = len(documents)
@@ -546,14 +686,9 @@ class Known:
     @classmethod
     def load(cls, out: Path, parts: Sequence[Part], spec: DedupSpec) -> Known:
         """Nothing when there is no such run, or one of another kind, or of files that are not there now."""
-        try:
-            record = orjson.loads((out / RECORD).read_bytes())
-        except FileNotFoundError:
+        record = _read_record(out)
+        if record is None:
             return cls()
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the record cannot be read ({error})", where=str(out / RECORD), do="Delete the directory"
-            ) from None
         asked = orjson.loads(to_json(asdict(spec)))
         # How clusters are made of pairs may differ.
         same = all(record["spec"][name] == asked[name] for name in asked if name not in ("keep", "split"))

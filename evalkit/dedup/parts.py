@@ -149,6 +149,7 @@ def write_part(
     """Write the files of a part."""
     save_array(part.signatures_path, signatures)
     told = {name: getattr(counts, name) for name in ("n_rows", "n_documents", "n_empty", "n_bad")}
+    told["bad_rows"] = [asdict(row) for row in counts.bad_rows]
     table = documents.replace_schema_metadata({_COUNTS: to_json({**told, "n_lines": n_lines})})
     with atomic_path(part.documents_path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -295,9 +296,9 @@ def read_documents(part: Part, columns: Sequence[str] | None = None) -> pa.Table
         ) from None
 
 
-def read_counts(part: Part) -> dict[str, int]:
-    """Read what became of the rows of a part: n_rows, n_documents, n_empty, n_bad and n_lines."""
-    counts: dict[str, int] = orjson.loads(pq.read_schema(part.documents_path).metadata[_COUNTS])
+def read_counts(part: Part) -> dict[str, Any]:
+    """Read what became of the rows of a part: n_rows, n_documents, n_empty, n_bad, n_lines, and the bad_rows."""
+    counts: dict[str, Any] = orjson.loads(pq.read_schema(part.documents_path).metadata[_COUNTS])
     return counts
 
 

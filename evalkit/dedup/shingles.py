@@ -55,6 +55,20 @@ class Shingling:
         return f"{self.size} {self.unit}"
 
 
+def parse_shingling(text: str) -> Shingling:
+    """Read `words:5` or `characters:9`.
+
+    Raises
+    ------
+    SpecError
+        It is neither.
+    """
+    unit, _, size = text.partition(":")
+    if not size.isdecimal():
+        raise SpecError(f"'{text}' says nothing", where="--shingle", do="Write words:N or characters:N, as in words:5")
+    return Shingling(unit, int(size))  # type: ignore[arg-type]
+
+
 def normalised(text: str) -> str:
     """Return the tokens of a text, joined by one space."""
     return " ".join(words_of(text))

@@ -11,34 +11,34 @@ costs no more than prose.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evalkit import tables
 from evalkit.corpora.readers import read_shard
-from evalkit.corpora.shards import Shard
+from evalkit.corpora.shards import SUBSTRINGS_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
 from evalkit.dedup import substring_kernels
-from evalkit.dedup.dedup import PART_BYTES, WORK, check_target
+from evalkit.dedup.dedup import PART_BYTES, WORK, check_target, remove_work
 from evalkit.dedup.parts import load_array, save_array
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, to_json, write_json
-from evalkit.progress import progress_bar
+from evalkit.progress import progress_bar, say
 from evalkit.tables import TableSchema
 from evalkit.text.buffers import arrow_buffers
 from evalkit.text.normalise import fold_table
 
-RECORD: Final = "substrings.json"
+RECORD: Final = SUBSTRINGS_RECORD
 FILE: Final = "substrings.parquet"
 PARTITION_WINDOWS: Final = 16_000_000
 """About so many hashes are in memory at a time."""
@@ -92,6 +92,10 @@ class SubstringsResult:
     n_with_passages: int
     n_repeated_tokens: int
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        return {**vars(self), "directory": str(self.directory)}
 
 
 @dataclass(frozen=True)
@@ -246,13 +250,12 @@ def find_substrings(
     Raises
     ------
     SpecError
-        `n_tokens` is less than 2, or `out` holds the same and `overwrite` is not set, or an audit.
+        `n_tokens` is less than 2, or `out` holds those of something else and `overwrite` is not set, or an audit.
     InputError
         A corpus file cannot be read.
     """
     if n_tokens < 2:
         raise SpecError(f"passages of {n_tokens} tokens", where="--substrings", do="Use 2 or more; 50 is usual")
-    check_target(out, RECORD, overwrite=overwrite)
     begun = time.monotonic()
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
     work, do = out / WORK / f"substrings-{n_tokens}", _doing(engine or LocalEngine())
@@ -261,6 +264,10 @@ def find_substrings(
         _Part(piece, n_tokens, work, columns, id_column) for one in ordered for piece in split_shard(one, PART_BYTES)
     ]
     names = [part.name for part in parts]
+    if not overwrite and (found := _finished(out, names, n_tokens)):
+        say(f"{out}: these passages were found already, and are taken")
+        return found
+    check_target(out, RECORD, overwrite=overwrite)
     # What depends on all parts.
     together = work / hashlib.sha256(to_json(names)).hexdigest()[:16]
     first_passes = tuple(_Pass(part, work / name, None) for part, name in zip(parts, names, strict=True))
@@ -281,10 +288,20 @@ def find_substrings(
     result = SubstringsResult(
         out, sum(counts), total, len(table), n_with, int(n_repeated), time.monotonic() - begun
     )  # fmt: skip
-    plain = {name: value for name, value in vars(result).items() if name != "directory"}
-    write_json(out / RECORD, {**plain, "least_tokens": n_tokens})
-    shutil.rmtree(work, ignore_errors=True)
+    write_json(out / RECORD, {**result.to_dict(), "least_tokens": n_tokens, "parts": names})
+    remove_work(work)
     return result
+
+
+def _finished(out: Path, names: list[str], n_tokens: int) -> SubstringsResult | None:
+    """The result of an earlier call that asked for the same."""
+    try:
+        record = orjson.loads((out / RECORD).read_bytes())
+        if [record["parts"], record["least_tokens"]] != [names, n_tokens]:
+            return None
+        return SubstringsResult(**{one.name: record[one.name] for one in fields(SubstringsResult)} | {"directory": out})
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 _Do = Callable[[str, Callable[[Any], None], Sequence[Any]], None]

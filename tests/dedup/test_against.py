@@ -10,7 +10,7 @@ import pytest
 from evalkit import tables
 from evalkit.corpora.shards import find_shards
 from evalkit.dedup.against import NEAR, ItemText, against
-from evalkit.dedup.dedup import DedupSpec, dedup
+from evalkit.dedup.dedup import SIGNATURES, DedupSpec, dedup
 from evalkit.dedup.lsh import Bands
 from evalkit.dedup.shingles import Shingling, shingles_of
 from evalkit.dedup.signatures import MinHashing, sign
@@ -86,6 +86,16 @@ def test_mistakes_are_told(leaked, tmp_path):
     for wrong in ([], [items[0], items[0]]):
         with pytest.raises(SpecError):
             run(folder, wrong, tmp_path)
-    dedup(find_shards([str(folder)]), tmp_path, SPEC, engine=LocalEngine(1))
+    run(folder, items, tmp_path)
     with pytest.raises(SpecError, match="already holds"):
-        run(folder, items, tmp_path, overwrite=True)
+        run(folder, items, tmp_path)
+
+
+def test_a_deduplication_in_the_same_directory_shares_the_signatures(leaked, tmp_path):
+    folder, _, items = leaked
+    dedup(find_shards([str(folder)]), tmp_path, SPEC, engine=LocalEngine(1))
+    signed = {path: path.stat().st_mtime_ns for path in (tmp_path / SIGNATURES).iterdir()}
+    run(folder, items, tmp_path)
+    assert signed.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / SIGNATURES).iterdir()}.items()
+    run(folder, items, tmp_path / "alone")
+    assert pq.read_table(tmp_path / NEAR).equals(pq.read_table(tmp_path / "alone" / NEAR))

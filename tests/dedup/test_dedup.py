@@ -21,7 +21,7 @@ from evalkit import tables
 from evalkit.corpora.shards import find_shards
 from evalkit.dedup import candidates
 from evalkit.dedup import dedup as deduplication
-from evalkit.dedup.dedup import CLUSTERS, PAIRS_FILE, RECORD, WORK, DedupSpec, dedup
+from evalkit.dedup.dedup import BAD_ROWS, CLUSTERS, PAIRS_FILE, RECORD, WORK, DedupSpec, dedup, read_result
 from evalkit.dedup.lsh import Bands
 from evalkit.dedup.shingles import Shingling, normalised, shingles_of
 from evalkit.dedup.signatures import MinHashing, sign
@@ -229,7 +229,7 @@ def test_the_statistics_are_those_of_the_tables(corpus, tmp_path):
     assert result.n_same_normalised == N - len({normalised(text) or text for text in TEXTS})
     assert result.documents_by_corpus == {str(corpus): N}
     assert result.removed_by_corpus == {str(corpus): result.n_removed}
-    assert [t for t, _ in result.removed_at] == [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+    assert [t for t, _ in result.removed_at] == [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0]
     removed = [n for _, n in result.removed_at]
     assert removed == sorted(removed, reverse=True)
     record = orjson.loads((tmp_path / RECORD).read_bytes())
@@ -249,6 +249,26 @@ def test_a_corpus_without_duplicates_and_an_empty_one(tmp_path):
     assert clusters(tmp_path / "out") == []
     empty = corpora.write(tmp_path / "empty", [], 2)
     assert run(empty, tmp_path / "none").n_documents == 0
+
+
+def test_a_complete_run_is_read_and_not_made_again(corpus, whole, tmp_path):
+    first = run(corpus, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run(corpus, tmp_path) == first == read_result(tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert first.largest[0].n_documents == max(first.cluster_sizes)
+    with pytest.raises(InputError, match=r"no dedup\.json"):
+        read_result(corpus)
+    (tmp_path / RECORD).write_text('{"spec": {}}')
+    with pytest.raises(InputError, match="not what evalkit dedup writes"):
+        read_result(tmp_path)
+
+
+def test_rows_that_cannot_be_read_are_counted_and_listed(corpus, whole):
+    record = read_result(whole)
+    assert (record.n_bad_rows, record.n_empty) == (6, 0)
+    listed = [orjson.loads(line) for line in (whole / BAD_ROWS).read_bytes().splitlines()]
+    assert [(Path(row["file"]).name, row["row"]) for row in listed] == [(f"{k:02}.jsonl", 0) for k in range(6)]
 
 
 def test_mistakes_are_told(corpus, whole, tmp_path):

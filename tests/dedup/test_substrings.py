@@ -113,6 +113,6 @@ def test_workers_parts_and_kills_change_nothing(corpus, tmp_path, monkeypatch):
 def test_mistakes_are_told(corpus, tmp_path):
     with pytest.raises(SpecError):
         find_substrings(find_shards([str(corpus)]), tmp_path, 1)
-    run(corpus, tmp_path)
+    assert run(corpus, tmp_path) == run(corpus, tmp_path)
     with pytest.raises(SpecError, match="already holds"):
-        run(corpus, tmp_path)
+        find_substrings(find_shards([str(corpus)]), tmp_path, 3)
