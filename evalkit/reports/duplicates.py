@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SHOWN_LARGEST: Final = 5
+_SHOWN_SOURCES: Final = 8
 _BARS: Final = 24
 """Characters of the longest bar."""
 
@@ -133,9 +134,8 @@ def write_duplicates_figure(result: DedupResult, path: Path) -> None:
 
 def _draw_sizes(axes: Axes, result: DedupResult) -> None:
     rows = _by_size(result.cluster_sizes)
-    axes.bar([label for label, _, _ in rows], [n for _, n, _ in rows], color=LOOKS[0][0])
-    if rows:
-        axes.set_yscale("log")
+    bars = axes.bar([label for label, _, _ in rows], [n for _, n, _ in rows], color=LOOKS[0][0])
+    axes.bar_label(bars, [f"{n:,}" for _, n, _ in rows], fontsize=8)
     _label(axes, "clusters by size", "documents in the cluster", "clusters")
 
 
@@ -146,7 +146,7 @@ def _draw_sensitivity(axes: Axes, result: DedupResult) -> None:
     axes.plot(at, share, color=colour, marker=marker, markersize=3, linewidth=1.4)
     axes.axhline(100 * result.n_same_normalised / max(result.n_documents, 1), color="#767676", linewidth=0.8)
     axes.set_ylim(bottom=0)
-    _label(axes, "what a threshold removes (grey: exact)", "similarity threshold", "documents removed (%)")
+    _label(axes, "removed (grey: exact alone)", "similarity threshold", "documents (%)")
 
 
 def _draw_curve(axes: Axes, result: DedupResult) -> None:
@@ -154,16 +154,20 @@ def _draw_curve(axes: Axes, result: DedupResult) -> None:
     axes.plot([s for s, _ in curve], [p for _, p in curve], color=LOOKS[1][0], linewidth=1.4)
     axes.axvline(result.spec.threshold, color="#767676", linewidth=0.8, linestyle=":")
     title = f"{result.bands.n_bands} bands of {result.bands.n_rows} (dotted: threshold)"
-    _label(axes, title, "similarity", "probability to be compared")
+    _label(axes, title, "similarity", "chance to be compared")
 
 
 def _draw_sources(axes: Axes, result: DedupResult) -> None:
     shares = {
         name: 100 * result.removed_by_corpus.get(name, 0) / max(n, 1) for name, n in result.documents_by_corpus.items()
     }
-    shown = sorted(shares, key=lambda name: -shares[name])[:12][::-1]
-    axes.barh([_short(safe(name)) for name in shown], [shares[name] for name in shown], color=LOOKS[2][0])
-    _label(axes, "removed by corpus", "documents removed (%)", "")
+    shown = sorted(shares, key=lambda name: -shares[name])[:_SHOWN_SOURCES][::-1]
+    axes.barh(range(len(shown)), [shares[name] for name in shown], height=0.5, color=LOOKS[2][0])
+    for height, name in enumerate(shown):
+        axes.annotate(_short(safe(name)), (0, height + 0.27), (2, 1), textcoords="offset points", fontsize=8)
+    axes.set_yticks([])
+    axes.set_ylim(-0.5, max(len(shown), 3))
+    _label(axes, "removed by corpus", "documents (%)", "")
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
@@ -176,7 +180,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 
 def _short(name: str) -> str:
     """The end of a long name: paths begin alike."""
-    return name if len(name) <= 24 else f"\u2026{name[-23:]}"
+    return name if len(name) <= 40 else f"\u2026{name[-39:]}"
 
 
 def _print_sizes(result: DedupResult, console: Any) -> None:
@@ -195,7 +199,7 @@ def _by_size(sizes: dict[int, int]) -> list[tuple[str, int, int]]:
     for low, high in _SIZES:
         mine = {size: n for size, n in sizes.items() if low <= size <= (high or size)}
         if mine:
-            label = str(low) if low == high else f"{low:,} to {high:,}" if high else f"{low:,} and more"
+            label = str(low) if low == high else f"{low:,}\u2013{high:,}" if high else f"{low:,}+"
             rows.append((label, sum(mine.values()), sum((size - 1) * n for size, n in mine.items())))
     return rows
 
