@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from evalkit import tables
 from evalkit.corpora.shards import find_shards
@@ -106,7 +108,7 @@ def test_texts_without_words_are_equal_only_as_they_are_written(whole):
 def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus, whole, tmp_path, monkeypatch):
     shards = find_shards([str(corpus)])
     rng = random.Random(0)
-    for number, (n_workers, n_bytes, n_documents) in enumerate([(1, 1 << 30, 50), (2, 1500, 1 << 20), (1, 3000, 31)]):
+    for number, (n_workers, n_bytes, n_documents) in enumerate([(1, 1 << 30, 100), (2, 2500, 1 << 20), (1, 4000, 70)]):
         monkeypatch.setattr(deduplication, "PART_BYTES", n_bytes)
         monkeypatch.setattr(deduplication, "PARTITION_DOCUMENTS", n_documents)
         monkeypatch.setattr(deduplication, "COMPARED_PAIRS", n_documents)
@@ -130,6 +132,33 @@ class DyingEngine:
                 raise KeyboardInterrupt
             self.left -= 1
             yield number, function(task)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=strategies.permutations(range(6)),
+    kills=strategies.lists(strategies.integers(0, 12), max_size=4),
+    first=strategies.sets(strategies.integers(0, 5), max_size=5),
+    part_bytes=strategies.sampled_from([4000, 1 << 30]),
+    partition=strategies.sampled_from([100, 1 << 20]),
+)
+def test_any_order_kills_and_additions_give_the_same_clusters(
+    corpus, whole, tmp_path_factory, order, kills, first, part_bytes, partition
+):
+    shards = find_shards([str(corpus)])
+    out = tmp_path_factory.mktemp("any") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deduplication, "PART_BYTES", part_bytes)
+        patch.setattr(deduplication, "PARTITION_DOCUMENTS", partition)
+        if first:  # some files before the others
+            run(corpus, out, shards=[shards[k] for k in order if k in first])
+        for n_tasks in kills:
+            with contextlib.suppress(KeyboardInterrupt):
+                some = [shards[k] for k in reversed(order)]
+                dedup(some, out, SPEC, engine=DyingEngine(n_tasks), overwrite=True)
+        run(corpus, out, shards=[shards[k] for k in order], overwrite=True)
+    assert clusters(out) == clusters(whole)
+    assert pairs_of(out) == pairs_of(whole)
 
 
 def test_a_run_that_dies_goes_on_where_it_was(corpus, whole, tmp_path):
@@ -273,7 +302,7 @@ def test_rows_that_cannot_be_read_are_counted_and_listed(corpus, whole):
 
 def test_mistakes_are_told(corpus, whole, tmp_path):
     with pytest.raises(SpecError, match="already holds"):
-        run(corpus, whole)
+        run(corpus, whole, replace(SPEC, threshold=0.7))
     (tmp_path / "audit.json").write_text("{}")
     with pytest.raises(SpecError, match="audit"):
         run(corpus, tmp_path)
