@@ -2,7 +2,8 @@
 
 python benchmarks/dedup_end_to_end.py --json
 
-*Pipeline*: the documents of the real corpus, normalised, in two JSON lines files; shingles of five words, a threshold of
+*Pipeline*: the documents of the real corpus, normalised, and copies of them in other words (each word gets a letter of
+the copy, so that nothing is shared between copies), in a JSON lines file each; shingles of five words, a threshold of
 0.8, and so many bands and rows as evalkit chooses for it, for both. Each side is one command that starts from nothing
 and ends with the corpus written anew, in the same number of processes. datatrove gets the cheapest tokenizer that there
 is (split at spaces, which gives the same words), and no further normalisation. It does not compare what shares a band,
@@ -38,7 +39,7 @@ from models import DATA
 from planting import read_documents
 
 from evalkit.dedup.dedup import PAIRS_FILE
-from evalkit.dedup.lsh import FALSE_NEGATIVE_WEIGHT, Bands, choose_bands
+from evalkit.dedup.lsh import FALSE_NEGATIVE_WEIGHT, choose_bands
 from evalkit.dedup.shingles import Shingling, normalised, shingles_of
 
 REQUIREMENTS = ["datatrove[io,processing]==0.10.1"]
@@ -68,8 +69,8 @@ class Split(WordTokenizer):
 def main():
     source, out = sys.argv[1:3]
     n_files, workers, bands, rows, size = map(int, sys.argv[3:])
-    plain = TextNormConfig(lowercase=False, norm_whitespace=False, remove_punctuation=False, norm_unicode_diacritics=False,
-                           norm_numbers=False, norm_weekdays=False, norm_monthnames=False)
+    plain = TextNormConfig(lowercase=False, norm_whitespace=False, remove_punctuation=False,
+                           norm_unicode_diacritics=False, norm_numbers=False, norm_weekdays=False, norm_monthnames=False)
     config = MinhashConfig(n_grams=size, num_buckets=bands, hashes_per_bucket=rows, norm_config=plain)
     def run(name, pipeline, tasks):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=f"{out}/logs/{name}").run()
@@ -121,8 +122,9 @@ print(json.dumps({"seconds": seconds, "peak_kb": peak["VmHWM"], "n_pairs": len(p
 def main() -> None:
     """Measure what was asked for and print the figures."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side, of which the median counts (default 3)")
+    parser.add_argument("--runs", type=int, default=1, help="runs of each side, of which the median counts (default 1)")
     parser.add_argument("--documents", type=int, help="documents of the pipeline; default: all of the corpus")
+    parser.add_argument("--copies", type=int, default=4, choices=range(1, 9), help="of these (default 4)")
     parser.add_argument("--signatures", type=int, default=10_000_000, help="synthetic signatures (default 10,000,000)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of each side")
     parser.add_argument("--only", choices=("pipeline", "signatures"), help="leave the other part out")
@@ -147,10 +149,12 @@ def pipeline(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     texts = [text for text in map(normalised, read_documents(DATA)) if len(text.split()) >= SIZE][: options.documents]
     source = folder / "corpus"
     source.mkdir()
-    half = len(texts) // 2
-    for name, low, high in (("0", 0, half), ("1", half, len(texts))):
-        lines = (json.dumps({"id": str(k), "text": texts[k]}, ensure_ascii=False) + "\n" for k in range(low, high))
-        (source / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    n_files, n_each = options.copies, len(texts)
+    texts += [" ".join(f"{word}{'abcdefgh'[k]}" for word in text.split()) for k in range(n_files - 1) for text in texts]
+    for k in range(n_files):
+        mine = range(k * n_each, (k + 1) * n_each)
+        lines = (json.dumps({"id": str(d), "text": texts[d]}, ensure_ascii=False) + "\n" for d in mine)
+        (source / f"{k}.jsonl").write_text("".join(lines), encoding="utf-8")
     python = os.environ.get("EVALKIT_DATATROVE_PYTHON") or peer_environment("peer-datatrove", REQUIREMENTS) / "python"
     script = folder / "peer.py"
     script.write_text(PEER)
@@ -159,14 +163,14 @@ def pipeline(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     def evalkit() -> float:
         out = folder / f"evalkit-{len(outs['evalkit'])}"
         outs["evalkit"].append(out)
-        command = [sys.executable, "-m", "evalkit.cli", "dedup", "--corpus", source, "--out", out, "--write", f"{out}-kept"]
-        wanted = ["--threshold", THRESHOLD, "--bands", f"{BANDS.n_bands}x{BANDS.n_rows}", "--workers", options.workers]
-        return time_command([*command, *wanted, "--json"], {"PYTHONPATH": str(ROOT)})
+        command = [sys.executable, "-m", "evalkit.cli", "dedup", "--corpus", source, "--out", out, "--json"]
+        wanted = ["--threshold", THRESHOLD, "--bands", f"{BANDS.n_bands}x{BANDS.n_rows}", "--write", f"{out}-kept"]
+        return time_command([*command, *wanted, "--workers", options.workers], {"PYTHONPATH": str(ROOT)})
 
     def datatrove() -> float:
         out = folder / f"datatrove-{len(outs['datatrove'])}"
         outs["datatrove"].append(out)
-        return time_command([python, script, source, out, 2, options.workers, BANDS.n_bands, BANDS.n_rows, SIZE])
+        return time_command([python, script, source, out, n_files, options.workers, BANDS.n_bands, BANDS.n_rows, SIZE])
 
     evalkit()  # compiles
     seen: dict[str, list[float]] = {"evalkit": [], "datatrove": []}
@@ -183,29 +187,31 @@ def pipeline(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     ratio = seconds["datatrove"] / seconds["evalkit"]
     print(f"speedup: {ratio:.1f}x")
-    told = compare(texts, half, outs["evalkit"][-1], outs["datatrove"][-1])
+    told = compare(texts, n_each, outs["evalkit"][-1], outs["datatrove"][-1])
     for name, value in told.items():
         print(f"{name}: {value}")
     return {
         "n_documents": len(texts),
+        "n_workers": options.workers,
+        "text_mb": round(megabytes, 1),
         **{f"{name}_s": round(one, 2) for name, one in seconds.items()},
         "speedup": round(ratio, 2),
         **told,
     }
 
 
-def compare(texts: list[str], half: int, ours: Path, theirs: Path) -> dict[str, Any]:
+def compare(texts: list[str], n_each: int, ours: Path, theirs: Path) -> dict[str, Any]:
     """Explain every pair of different texts that one side alone has, or end the benchmark."""
     first: dict[str, int] = {}
     equal = [first.setdefault(text, number) for number, text in enumerate(texts)]
     table = pq.read_table(ours / PAIRS_FILE)
     mine = set(zip(table["one"].to_pylist(), table["other"].to_pylist(), strict=True))
     members = defaultdict(set)
-    for number, offset in ((0, 0), (1, half)):
+    for number in range(len(texts) // n_each):
         path = theirs / "remove" / f"{number:06d}.clusters"
         rows = np.fromfile(path, dtype="<u4").reshape(-1, 2) if path.exists() else np.empty((0, 2), dtype=np.uint32)
         for document, cluster in rows.tolist():
-            members[cluster].add(equal[document + offset])
+            members[cluster].add(equal[document + number * n_each])
     clustered = {pair for group in members.values() for pair in itertools.combinations(sorted(group), 2)}
     sets: dict[int, set[bytes]] = {}
 

@@ -907,7 +907,9 @@ def dedup(
     tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
     task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one for each processor, or one for a small corpus.")
+    ] = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[
         bool,
@@ -943,7 +945,7 @@ def dedup(
         "text_column": text_column or "text",
         "id_column": id_column,
         "overwrite": overwrite,
-        "engine": LocalEngine(workers),
+        "engine": LocalEngine(workers) if workers else None,
     }
     if against:
         if write or substrings or figure:
@@ -992,10 +994,11 @@ def _dedup(
     from evalkit.corpora.layout import check_apart
     from evalkit.dedup.dedup import dedup
     from evalkit.reports import duplicates
-    from evalkit.reports.figures import check_figure_path
 
     # What cannot be done is told before the work.
     if figure:
+        from evalkit.reports.figures import check_figure_path
+
         check_figure_path(figure)
     if write:
         check_apart(write, shards)

@@ -78,6 +78,9 @@ SIGNATURES: Final = ".signatures"
 WORK: Final = ".unfinished"
 _MINE: Final = "dedup"
 PART_BYTES: Final = 64 << 20
+ALONE_BYTES: Final = 128 << 20
+"""A corpus of fewer bytes on the disk is worked on in this process: it would be done before others have started."""
+
 LARGEST: Final = 10
 """So many of the largest clusters are named."""
 
@@ -244,7 +247,8 @@ def dedup(
     overwrite
         Replace an earlier run.
     engine
-        Where the work is done; by default in this machine's processes. The result does not depend on it.
+        Where the work is done; by default in this machine's processes, or for a small corpus in this one. The result
+        does not depend on it.
 
     Raises
     ------
@@ -340,6 +344,11 @@ def check_target(out: Path, record: str, *, overwrite: bool) -> None:
         ) from None
 
 
+def engine_for(shards: Sequence[Shard], engine: Engine | None) -> Engine:
+    """Return where the work on a corpus is done: on the engine given, or in this machine's processes."""
+    return engine or LocalEngine(1 if sum(shard.size for shard in shards) < ALONE_BYTES else None)
+
+
 class _Task(Protocol):
     @property
     def path(self) -> Path: ...
@@ -360,7 +369,8 @@ class Run:
         id_column: str | None,
         engine: Engine | None,
     ) -> None:
-        self.out, self.spec, self.engine = out, spec, engine or LocalEngine()
+        self.out, self.spec = out, spec
+        self.engine = engine_for(shards, engine)
         self.tasks: list[SignTask] = []
         for shard in sorted(shards, key=lambda shard: str(shard.path)):
             self.add(shard, text_column, id_column)

@@ -15,8 +15,8 @@ from evalkit import tables
 from evalkit.corpora.layout import check_apart, layout
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.writers import rewrite_shard
-from evalkit.dedup.dedup import CLUSTERS, RECORD
-from evalkit.engines import Engine, LocalEngine
+from evalkit.dedup.dedup import CLUSTERS, RECORD, engine_for
+from evalkit.engines import Engine
 from evalkit.errors import InputError, SpecError
 from evalkit.files import atomic_path, to_json, write_json
 from evalkit.progress import progress_bar
@@ -117,7 +117,7 @@ def write_kept(
     _prepare(out, tasks, overwrite=overwrite)
     left = [task for task in tasks if not task.target.exists()]
     with progress_bar("writing", len(left) or None) as bar:
-        for _ in (engine or LocalEngine()).map(write_file, left):
+        for _ in engine_for(shards, engine).map(write_file, left):
             bar.advance()
     counts = [{"file": str(task.target), "n_removed": len(task.removed)} for task in tasks]
     write_json(out / WRITTEN, {"dedup": str(directory), "n_removed": len(removed), "files": counts})

@@ -28,9 +28,9 @@ from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import SUBSTRINGS_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
 from evalkit.dedup import substring_kernels
-from evalkit.dedup.dedup import PART_BYTES, WORK, check_target, remove_work
+from evalkit.dedup.dedup import PART_BYTES, WORK, check_target, engine_for, remove_work
 from evalkit.dedup.parts import load_array, save_array
-from evalkit.engines import Engine, LocalEngine
+from evalkit.engines import Engine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, to_json, write_json
 from evalkit.progress import progress_bar, say
@@ -258,7 +258,7 @@ def find_substrings(
         raise SpecError(f"passages of {n_tokens} tokens", where="--substrings", do="Use 2 or more; 50 is usual")
     begun = time.monotonic()
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
-    work, do = out / WORK / f"substrings-{n_tokens}", _doing(engine or LocalEngine())
+    work, do = out / WORK / f"substrings-{n_tokens}", _doing(engine_for(shards, engine))
     ordered = sorted(shards, key=lambda shard: str(shard.path))
     parts = [
         _Part(piece, n_tokens, work, columns, id_column) for one in ordered for piece in split_shard(one, PART_BYTES)

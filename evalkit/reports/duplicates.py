@@ -11,13 +11,13 @@ from evalkit.dedup.against import AgainstResult
 from evalkit.dedup.dedup import DedupResult
 from evalkit.dedup.lsh import Bands
 from evalkit.dedup.substrings import SubstringsResult
-from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
 from evalkit.terminal import safe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"  # of Okabe and Ito's palette
 _SHOWN_LARGEST: Final = 5
 _SHOWN_SOURCES: Final = 8
 _BARS: Final = 24
@@ -127,6 +127,8 @@ def write_duplicates_figure(result: DedupResult, path: Path) -> None:
     SpecError
         The path ends in neither .svg nor .png.
     """
+    from evalkit.reports.figures import check_figure_path, write_panels
+
     check_figure_path(path)
     panels = [_draw_sizes, _draw_sensitivity, _draw_curve, _draw_sources]
     write_panels(path, [partial(panel, result=result) for panel in panels])
@@ -134,16 +136,15 @@ def write_duplicates_figure(result: DedupResult, path: Path) -> None:
 
 def _draw_sizes(axes: Axes, result: DedupResult) -> None:
     rows = _by_size(result.cluster_sizes)
-    bars = axes.bar([label for label, _, _ in rows], [n for _, n, _ in rows], color=LOOKS[0][0])
+    bars = axes.bar([label for label, _, _ in rows], [n for _, n, _ in rows], color=_BLUE)
     axes.bar_label(bars, [f"{n:,}" for _, n, _ in rows], fontsize=8)
     _label(axes, "clusters by size", "documents in the cluster", "clusters")
 
 
 def _draw_sensitivity(axes: Axes, result: DedupResult) -> None:
-    colour, marker = LOOKS[0]
     at = [threshold for threshold, _ in result.removed_at]
     share = [100 * n / max(result.n_documents, 1) for _, n in result.removed_at]
-    axes.plot(at, share, color=colour, marker=marker, markersize=3, linewidth=1.4)
+    axes.plot(at, share, color=_BLUE, marker="o", markersize=3, linewidth=1.4)
     axes.axhline(100 * result.n_same_normalised / max(result.n_documents, 1), color="#767676", linewidth=0.8)
     axes.set_ylim(bottom=0)
     _label(axes, "removed (grey: exact alone)", "similarity threshold", "documents (%)")
@@ -151,7 +152,7 @@ def _draw_sensitivity(axes: Axes, result: DedupResult) -> None:
 
 def _draw_curve(axes: Axes, result: DedupResult) -> None:
     curve = result.bands.curve(0.01)
-    axes.plot([s for s, _ in curve], [p for _, p in curve], color=LOOKS[1][0], linewidth=1.4)
+    axes.plot([s for s, _ in curve], [p for _, p in curve], color=_ORANGE, linewidth=1.4)
     axes.axvline(result.spec.threshold, color="#767676", linewidth=0.8, linestyle=":")
     title = f"{result.bands.n_bands} bands of {result.bands.n_rows} (dotted: threshold)"
     _label(axes, title, "similarity", "chance to be compared")
@@ -162,7 +163,7 @@ def _draw_sources(axes: Axes, result: DedupResult) -> None:
         name: 100 * result.removed_by_corpus.get(name, 0) / max(n, 1) for name, n in result.documents_by_corpus.items()
     }
     shown = sorted(shares, key=lambda name: -shares[name])[:_SHOWN_SOURCES][::-1]
-    axes.barh(range(len(shown)), [shares[name] for name in shown], height=0.5, color=LOOKS[2][0])
+    axes.barh(range(len(shown)), [shares[name] for name in shown], height=0.5, color=_GREEN)
     for height, name in enumerate(shown):
         axes.annotate(_short(safe(name)), (0, height + 0.27), (2, 1), textcoords="offset points", fontsize=8)
     axes.set_yticks([])

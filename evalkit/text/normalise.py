@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -44,7 +45,7 @@ COMMENT, COMMENT_OR_NOT = 1, 2
 _TEXT_SEED: Final = 0xCBF29CE484222325
 _CODE_SEED: Final = 0x9E3779B97F4A7C15
 
-# Blocks whose letters are tokens of their own, as inclusive ranges of code points.
+# Blocks whose letters are tokens of their own, as inclusive ranges of code points, rising.
 _UNSPACED_SCRIPTS: Final = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
@@ -63,6 +64,7 @@ _UNSPACED_SCRIPTS: Final = (
     (0x1AFF0, 0x1B16F),  # Kana extensions
     (0x20000, 0x323AF),  # CJK extensions B to H
 )
+_UNSPACED_STARTS: Final = tuple(low for low, _ in _UNSPACED_SCRIPTS)
 # Beyond the CJK extensions only tags and variation selectors (ignored or marks) are assigned.
 _LAST_MAPPED: Final = 0x323AF
 _TAGS: Final = (0xE0000, 0xE01EF)
@@ -119,7 +121,8 @@ def kind_of(character: str) -> int:
     if category[0] not in "LN":
         return SEPARATOR
     code = ord(character)
-    return CHARACTER if any(low <= code <= high for low, high in _UNSPACED_SCRIPTS) else WORD
+    place = bisect_right(_UNSPACED_STARTS, code) - 1
+    return CHARACTER if place >= 0 and code <= _UNSPACED_SCRIPTS[place][1] else WORD
 
 
 def _may_change(code: int, character: str) -> bool:
