@@ -17,9 +17,11 @@ import pyarrow as pa
 
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
-from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold_table
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
+from evalkit.text.buffers import arrow_buffers
+from evalkit.text.kernels import BASE, tokenise_all
+from evalkit.text.normalise import VERSION, FoldTable, code_table, fold_table
 
 # Bits of the filter per n-gram: at 16, about one window in 50 that is in no benchmark still costs a table look-up.
 _FILTER_BITS_PER_KEY = 16
@@ -241,7 +243,7 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         posting_field=renumbered[table.texts],
         posting_place=table.places,
         lengths=np.array(lengths, dtype=np.int64),
-        powers=np.array([pow(int(kernels.BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
+        powers=np.array([pow(int(BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
         seed_keys=seeds.keys,
         seed_slots=seeds.slots,
         seed_start=seeds.start,
@@ -359,7 +361,7 @@ def tokenise(
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
 
     def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return kernels.tokenise_all(data, offsets, table.arrays)
+        return tokenise_all(data, offsets, table.arrays)
 
     as_text = by(fold_table())
     if is_code is None or not any(is_code):
@@ -392,13 +394,6 @@ def numbers_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     numbers = np.empty(len(values), dtype=np.int64)
     numbers[order] = np.cumsum(np.append(0, ordered[1:] != ordered[:-1])[: len(order)])
     return numbers
-
-
-def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the bytes and the n + 1 offsets of an Arrow large_string array without copying."""
-    _, offsets, data = texts.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8), bounds
 
 
 def _windows(

@@ -30,18 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.contamination.normalise import CHARACTER, COMMENT_OR_NOT, IGNORED, MARK, WORD
-
-# FNV-1a's prime, over code points; every finished token is mixed once more (murmur3's finaliser), since the
-# polynomial over tokens below needs well-spread values.
-_PRIME: Final = np.uint64(0x100000001B3)
-_MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
-_MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
-_SHIFT: Final = np.uint64(33)
-# Base of the polynomial hash of a window of tokens; odd, so that it is invertible modulo 2^64.
-BASE: Final = np.uint64(0x9E3779B97F4A7C15)
-
-_OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
+from evalkit.text.kernels import BASE, count_characters, mix, tokenise
 
 SEED: Final = 5
 """Tokens of a window by which near matches are found."""
@@ -69,8 +58,6 @@ LCS_FIRST: Final = 13
 LCS_LONGEST: Final = 4096
 """The longest common subsequence is found for runs of at least so many tokens, in fields of at most so many."""
 
-_NEWLINE, _STAR, _SLASH = ord("\n"), ord("*"), ord("/")
-
 _TIE: Final = 1e-9
 
 _ZERO: Final = np.uint64(0)
@@ -81,147 +68,6 @@ _HIGH_BITS: Final = np.uint64(58)
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def mix(value: Any) -> Any:
-    """Spread the bits of a hash: murmur3's finaliser."""
-    value ^= value >> _SHIFT
-    value *= _MIX_1
-    value ^= value >> _SHIFT
-    value *= _MIX_2
-    value ^= value >> _SHIFT
-    return value
-
-
-@njit(cache=True, nogil=True)
-def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
-    """Where the text goes on after a character that may begin a comment, and the comment if it does."""
-    if code == COMMENT_OR_NOT:
-        following = data[i + 1] if i + 1 < end else 0
-        if following == _STAR:
-            i += 2
-            while i + 1 < end and not (data[i] == _STAR and data[i + 1] == _SLASH):
-                i += 1
-            return min(i + 2, end)
-        if following != _SLASH:
-            return i + 1
-    while i < end and data[i] != _NEWLINE:
-        i += 1
-    return i
-
-
-@njit(cache=True, nogil=True)
-def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, starts: Any, ends: Any) -> int:
-    """Tokenise `data[begin:end]` (valid UTF-8) by a `FoldTable` and return the number of tokens.
-
-    Writes for each token its 64-bit hash and its place as byte offsets `[start, end)` from `begin`. The output arrays
-    must hold `2 * (end - begin) + 1` tokens: a ligature of 3 bytes can be 4 tokens.
-    """
-    ascii_code, kind, fold_start, fold_codes, seeds = fold_arrays
-    seed = seeds[0]
-    n = 0
-    state = _OUTSIDE
-    value = seed
-    i = begin
-    while i < end:
-        byte = data[i]
-        if byte < 128:
-            code = ascii_code[byte]
-            if code <= COMMENT_OR_NOT:
-                if state != _OUTSIDE:
-                    hashes[n] = mix(value)
-                    n += 1
-                    state = _OUTSIDE
-                i = i + 1 if code == 0 else _after_comment(data, i, end, code)
-                continue
-            if state != _IN_WORD:
-                if state == _IN_CHARACTER:
-                    hashes[n] = mix(value)
-                    n += 1
-                state = _IN_WORD
-                value = seed
-                starts[n] = i - begin
-            # Most of a text: the rest of an ASCII word, without a look at anything else.
-            while code > COMMENT_OR_NOT:
-                value = (value ^ np.uint64(code)) * _PRIME
-                i += 1
-                if i == end:
-                    break
-                code = ascii_code[data[i]]
-            ends[n] = i - begin
-            continue
-        at = i
-        if byte < 0xE0:
-            point = ((byte & 0x1F) << 6) | (data[i + 1] & 0x3F)
-            i += 2
-        elif byte < 0xF0:
-            point = ((byte & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F)
-            i += 3
-        else:
-            point = (
-                ((byte & 0x07) << 18)
-                | ((data[i + 1] & 0x3F) << 12)
-                | ((data[i + 2] & 0x3F) << 6)
-                | (data[i + 3] & 0x3F)
-            )
-            i += 4
-        for k in range(fold_start[point], fold_start[point + 1]):
-            folded = fold_codes[k]
-            what = kind[folded]
-            if what == IGNORED or (what == MARK and state == _OUTSIDE):
-                continue
-            if what == MARK or (what == WORD and state == _IN_WORD):
-                value = (value ^ np.uint64(folded)) * _PRIME
-                ends[n] = i - begin
-                continue
-            if state != _OUTSIDE:
-                hashes[n] = mix(value)
-                n += 1
-                state = _OUTSIDE
-            if what in (WORD, CHARACTER):
-                state = _IN_WORD if what == WORD else _IN_CHARACTER
-                starts[n] = at - begin
-                ends[n] = i - begin
-                value = (seed ^ np.uint64(folded)) * _PRIME
-    if state != _OUTSIDE:
-        hashes[n] = mix(value)
-        n += 1
-    return n
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _characters(data: Any, begin: int, end: int) -> int:
-    """Number of characters (code points) that begin in `data[begin:end]`."""
-    n = 0
-    for i in range(begin, end):
-        n += (data[i] & 0xC0) != 0x80
-    return n
-
-
-@njit(cache=True, nogil=True)
-def tokenise_all(data: Any, offsets: Any, fold_arrays: Any) -> tuple[UInt64, Int64, Int64]:
-    """Tokenise every text of an Arrow string array by a `FoldTable`.
-
-    Returns the hashes of all tokens, one text after the other, their sizes in characters of the text, and the
-    n_texts + 1 bounds of the texts in them.
-    """
-    n_texts = len(offsets) - 1
-    longest = 0
-    for t in range(n_texts):
-        longest = max(longest, offsets[t + 1] - offsets[t])
-    starts = np.empty(2 * longest + 1, dtype=np.int32)
-    ends = np.empty(2 * longest + 1, dtype=np.int32)
-    hashes = np.empty(2 * (offsets[n_texts] - offsets[0]) + n_texts, dtype=np.uint64)
-    sizes = np.empty(len(hashes), dtype=np.int64)
-    bounds = np.zeros(n_texts + 1, dtype=np.int64)
-    for t in range(n_texts):
-        bounds[t + 1] = bounds[t] + tokenise(
-            data, offsets[t], offsets[t + 1], fold_arrays, hashes[bounds[t] :], starts, ends
-        )
-        for k in range(bounds[t + 1] - bounds[t]):
-            sizes[bounds[t] + k] = _characters(data, offsets[t] + starts[k], offsets[t] + ends[k])
-    return hashes[: bounds[n_texts]].copy(), sizes[: bounds[n_texts]].copy(), bounds
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -783,11 +629,11 @@ def scan(
                         out[n_runs, 2] = place
                         out[n_runs, 3] = run
                         # Runs come in the order of their beginnings: each character is counted about once.
-                        place_characters += _characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
+                        place_characters += count_characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
                         place_bytes = starts[i]
                         end = offsets[d] + ends[i + run - 1]
                         out[n_runs, 4] = place_characters
-                        out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
+                        out[n_runs, 5] = place_characters + count_characters(data, offsets[d] + place_bytes, end)
                         out[n_runs, 6] = with_skips
                         out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run)
                         out[n_runs, 8] = count
@@ -811,8 +657,8 @@ def scan(
                 near_out[n_all_near, 0] = d
                 near_out[n_all_near, 1] = int(near[k, 0])
                 near_out[n_all_near, 2] = int(near[k, 1])
-                near_out[n_all_near, 3] = _characters(data, offsets[d], begin)
-                near_out[n_all_near, 4] = near_out[n_all_near, 3] + _characters(data, begin, end)
+                near_out[n_all_near, 3] = count_characters(data, offsets[d], begin)
+                near_out[n_all_near, 4] = near_out[n_all_near, 3] + count_characters(data, begin, end)
                 near_out[n_all_near, 5] = keep
                 near_out[n_all_near, 6] = offsets[d] + ends[int(near[k, 5]) - 1]
                 similarities[n_all_near] = near[k, 6]

@@ -20,7 +20,6 @@ from evalkit.contamination.evaluate import Int64
 from evalkit.contamination.findings import AuditResult, Findings
 from evalkit.contamination.index import first_of_each
 from evalkit.contamination.kernels import SIMILAR
-from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.recorded import NEAR_SUFFIX, write
 from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.scan import ShardRuns
@@ -32,6 +31,7 @@ from evalkit.corpora.shards import AUDIT_RECORD
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
 from evalkit.progress import warn
+from evalkit.text.normalise import VERSION
 
 BAD_ROWS: Final = "bad_rows.jsonl"
 

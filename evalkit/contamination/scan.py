@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.index import Index, arrow_buffers
+from evalkit.contamination.index import Index
 from evalkit.corpora.documents import Batch, ShardCounts
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
+from evalkit.text.buffers import arrow_buffers
 
 _FIRST_CAPACITY = 1 << 14
 
