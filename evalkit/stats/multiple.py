@@ -11,13 +11,11 @@ import numpy.typing as npt
 
 from evalkit.errors import InputError, SpecError
 from evalkit.stats.arrays import Floats, check_level, codes_of, vector
+from evalkit.stats.paired import MIN_CLUSTERS
 from evalkit.stats.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MIN_CLUSTERS: Final = 5
-"""Below this many independent units there is no max-T: 5 units have 16 different sign flips."""
 
 MAX_EXACT_UNITS: Final = 15
 """Up to this many units all 2^(units - 1) sign flips are tried, and no random numbers are needed."""
@@ -359,7 +357,8 @@ def _sign_flips(n_units: int, exact: bool, n_resamples: int, seed: int) -> Itera
             bits = np.arange(begin, begin + size)[:, None] >> np.arange(n_units) & 1
         else:
             bits = rng.integers(2, size=(size, n_units))
-        yield 1.0 - 2.0 * bits
+        signs: Floats = 1.0 - 2.0 * bits.astype(np.float64)
+        yield signs
 
 
 class _Studentised:

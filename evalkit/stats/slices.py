@@ -1,0 +1,258 @@
+"""Slices of the items by any label: their means, tested by Benjamini-Hochberg, and drawn to the overall mean."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+from evalkit.errors import SpecError
+from evalkit.stats.arrays import Floats, check_level, codes_of, vector
+from evalkit.stats.multiple import benjamini_hochberg
+from evalkit.stats.paired import MIN_CLUSTERS, paired_difference
+from evalkit.stats.results import Estimate, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_UNITS: Final = 10
+"""A slice with fewer independent units is named, not estimated."""
+
+MIN_SLICES: Final = 4
+"""Fewer slices do not show how much slices differ, so none is drawn to the others."""
+
+PRIOR_UNITS: Final = 10
+"""A slice's own variance counts by its degrees of freedom, that of all slices by this many."""
+
+
+@dataclass(frozen=True)
+class Slice(Result):
+    """One slice.
+
+    Attributes
+    ----------
+    name
+        Its label.
+    estimate
+        Its mean by itself.
+    p_value, adjusted
+        That the mean is zero; adjusted by Benjamini-Hochberg over all slices that are tested. None without spread.
+    shrunken
+        Its mean drawn to that of all slices; None where there are too few slices.
+    """
+
+    name: str
+    estimate: Estimate
+    p_value: float | None
+    adjusted: float | None
+    shrunken: Estimate | None
+
+
+@dataclass(frozen=True)
+class Slices(Result):
+    """All slices by one label.
+
+    Attributes
+    ----------
+    slices
+        Those with enough units, in the order in which the labels first come.
+    left_out
+        Names and items of those with too few units.
+    smallest_n
+        Units of the smallest slice that is estimated; None when none is.
+    between_sd
+        Estimated standard deviation of the slices' true means; None where there are too few slices.
+    alpha
+        The false discovery rate at which `found` decides.
+    warnings
+        What to know before using it.
+    """
+
+    slices: tuple[Slice, ...]
+    left_out: Mapping[str, int]
+    smallest_n: int | None
+    between_sd: float | None
+    alpha: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Names of the slices whose mean differs from zero at this false discovery rate."""
+        return tuple(one.name for one in self.slices if one.adjusted is not None and one.adjusted <= self.alpha)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each slice that is estimated."""
+        import pandas as pd
+
+        rows = []
+        for one in self.slices:
+            mean, drawn = one.estimate, one.shrunken
+            rows.append({
+                "slice": one.name, "n": mean.n, "n_items": mean.n_items,
+                "estimate": mean.estimate, "low": mean.low, "high": mean.high, "p": one.p_value, "q": one.adjusted,
+                "shrunken": drawn and drawn.estimate,
+                "shrunken_low": drawn and drawn.low, "shrunken_high": drawn and drawn.high,
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        smallest = "" if self.smallest_n is None else f", the smallest of {self.smallest_n} units"
+        left = f"; too small: {', '.join(self.left_out)}" if self.left_out else ""
+        notes = "".join(f"; {warning}" for warning in self.warnings)
+        return (
+            f"{len(self.found)} of {len(self.slices)} slices differ from zero (Benjamini-Hochberg,"
+            f" {self.alpha:g}){smallest}{left}{notes}"
+        )
+
+
+def slice_means(
+    values: npt.ArrayLike,
+    labels: Sequence[Hashable],
+    *,
+    cluster: Sequence[Hashable] | None = None,
+    confidence_level: float = 0.95,
+    alpha: float = 0.05,
+    min_units: int = MIN_UNITS,
+) -> Slices:
+    """Estimate the mean of each slice, test all of them, and draw them to their common mean.
+
+    A slice's own interval is the t interval (clusters CR2). The shrunken estimates are those of Morris (1983, JASA
+    78:47) for unequal variances: with V the slice's error variance, A the variance between slices (Paule and Mandel
+    1982), mu their weighted mean and h the slice's share of the weights, B = (k - 3) / (k - 1) V / (V + A),
+
+        estimate = y - B (y - mu),  variance = V (1 - (1 - h) B) + 2 / (k - 3) B^2 (y - mu)^2.
+
+    The largest of many slices is mostly the luckiest; its shrunken estimate is not. V is the slice's own variance mixed
+    with that of all slices, so that a small slice of equal values does not pass for a certain one.
+
+    Parameters
+    ----------
+    values
+        Shape (n,): scores or differences of items.
+    labels
+        Length n: the slice of each item.
+    cluster
+        Length n: the source that an item shares with others.
+    confidence_level
+        Of all intervals, each by itself.
+    alpha
+        The false discovery rate.
+    min_units
+        Slices with fewer independent units are named in `left_out`. At least 2.
+
+    Raises
+    ------
+    InputError
+        A value is not finite, or the lengths differ.
+    SpecError
+        A level is not between 0 and 1, or `min_units` is below 2.
+    """
+    check_level(confidence_level)
+    check_level(alpha, "alpha")
+    if min_units < 2:
+        raise SpecError(f"{min_units} is below 2", where="min_units", do="One unit has no spread")
+    array = vector(values, "values")
+    codes, names = codes_of(labels, "labels", length=len(array))
+    sources = np.arange(len(array)) if cluster is None else codes_of(cluster, "cluster", length=len(array))[0]
+    least = max(min_units, MIN_CLUSTERS) if cluster is not None else min_units
+    kept: list[tuple[str, Estimate]] = []
+    left_out = {}
+    for code, name in enumerate(names):
+        inside = codes == code
+        if len(np.unique(sources[inside])) < least:
+            left_out[str(name)] = int(inside.sum())
+            continue
+        held = array[inside]
+        one = paired_difference(
+            np.zeros_like(held), held, cluster=sources[inside].tolist(), confidence_level=confidence_level
+        )
+        kept.append((str(name), replace(one, population="items of this slice", quantity=f"the mean of {name}")))
+    warnings = []
+    if cluster is not None and len(np.unique(np.stack([codes, sources]), axis=1).T) > len(np.unique(sources)):
+        warnings.append("some clusters have items in several slices, which are then not independent")
+    p_values = [_p_value(one) for _, one in kept]
+    tested = [p for p in p_values if p is not None]
+    adjusted = iter(benjamini_hochberg(tested, alpha=alpha).adjusted if tested else ())
+    shrunken, between_sd = _shrunken([one for _, one in kept], confidence_level)
+    if between_sd is None:
+        warnings.append(f"fewer than {MIN_SLICES} slices: none is drawn to the others")
+    return Slices(
+        slices=tuple(
+            Slice(name, one, p, None if p is None else next(adjusted), drawn)
+            for (name, one), p, drawn in zip(kept, p_values, shrunken, strict=True)
+        ),
+        left_out=left_out,
+        smallest_n=min((one.n for _, one in kept), default=None),
+        between_sd=between_sd,
+        alpha=alpha,
+        warnings=tuple(warnings),
+    )
+
+
+def _p_value(mean: Estimate) -> float | None:
+    if mean.low is None or not mean.standard_error or mean.df is None:
+        return None
+    return float(2 * stats.t.sf(abs(mean.estimate) / mean.standard_error, mean.df))
+
+
+def _shrunken(means: Sequence[Estimate], confidence_level: float) -> tuple[list[Estimate | None], float | None]:
+    k = len(means)
+    if k < MIN_SLICES:
+        return [None] * k, None
+    n = np.array([one.n for one in means])
+    own = np.array([one.standard_error or 0.0 for one in means]) ** 2 * n
+    common = float(np.average(own, weights=n - 1))
+    if common == 0:
+        return [None] * k, 0.0
+    V = ((n - 1) * own + PRIOR_UNITS * common) / (n - 1 + PRIOR_UNITS) / n
+    y = np.array([one.estimate for one in means])
+    A = between_variance(y, V)
+    weights = 1 / (V + A)
+    share = weights / weights.sum()
+    mu = float(share @ y)
+    B = (k - 3) / (k - 1) * V / (V + A)
+    centre = y - B * (y - mu)
+    error = np.sqrt(V * (1 - (1 - share) * B) + 2 / (k - 3) * B**2 * (y - mu) ** 2)
+    half = float(stats.norm.ppf((1 + confidence_level) / 2)) * error
+    drawn: list[Estimate | None] = [
+        replace(
+            one,
+            estimate=float(centre[i]),
+            low=float(centre[i] - half[i]),
+            high=float(centre[i] + half[i]),
+            method="empirical Bayes (Morris), variance between slices by Paule and Mandel",
+            standard_error=float(error[i]),
+            df=None,
+            quantity=f"{one.quantity}, drawn to that of all slices",
+        )
+        for i, one in enumerate(means)
+    ]
+    return drawn, float(np.sqrt(A))
+
+
+def between_variance(estimates: npt.NDArray[Any], variances: Floats) -> float:
+    """Estimate the variance of true means from estimates with known error variances (Paule and Mandel 1982).
+
+    It is the A at which sum((y - mu)^2 / (V + A)), mu weighted by 1 / (V + A), equals k - 1; zero where that sum is
+    already smaller at A = 0.
+
+    Parameters
+    ----------
+    estimates, variances
+        Shape (k,), k > 1, variances above zero.
+    """
+    y = np.asarray(estimates, dtype=np.float64)
+
+    def excess(A: float) -> float:
+        weights = 1 / (variances + A)
+        mu = (weights @ y) / weights.sum()
+        return float(weights @ (y - mu) ** 2) - (len(y) - 1)
+
+    if excess(0.0) <= 0:
+        return 0.0
+    # At A = sum((y - mean)^2) the sum is below 1.
+    return float(optimize.brentq(excess, 0.0, float(((y - y.mean()) ** 2).sum()), xtol=1e-14, rtol=1e-12))
