@@ -12,8 +12,8 @@ from scipy import stats
 
 from evalkit.errors import InputError, SpecError
 from evalkit.stats.aggregate import macro_difference
-from evalkit.stats.arrays import Floats, check_level, codes_of, vector
-from evalkit.stats.paired import MIN_CLUSTERS
+from evalkit.stats.arrays import Floats, check_level, vector
+from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
 from evalkit.stats.results import Estimate, Result
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def macro_of_shared_items(
     if array.ndim != 2 or not array.size or np.isinf(array).any():
         raise InputError(f"shape {array.shape}", where="values", do="Give finite numbers, items by tasks")
     n, T = array.shape
-    codes = np.arange(n) if cluster is None else codes_of(cluster, "cluster", length=n)[0]
+    codes = cluster_codes(cluster, n)[0]
     present = ~np.isnan(array)
     sizes, sums = np.zeros((int(codes.max()) + 1, T)), np.zeros((int(codes.max()) + 1, T))
     np.add.at(sizes, codes, present)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import InputError, SpecError
-from evalkit.stats.arrays import Floats, check_level, codes_of, vector
-from evalkit.stats.paired import MIN_CLUSTERS
+from evalkit.stats.arrays import Floats, check_level, vector
+from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
 from evalkit.stats.results import Result
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def max_t(
     if n_resamples < 99:
         raise SpecError(f"{n_resamples} sign flips are too few", where="n_resamples", do="Give at least 99")
     n, n_columns = array.shape
-    codes = np.arange(n) if cluster is None else codes_of(cluster, "cluster", length=n)[0]
+    codes = cluster_codes(cluster, n)[0]
     n_units = int(codes.max()) + 1
     present = ~np.isnan(array)
     sizes, sums = np.zeros((n_units, n_columns)), np.zeros((n_units, n_columns))

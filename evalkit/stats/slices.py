@@ -11,9 +11,12 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from evalkit.errors import SpecError
-from evalkit.stats.arrays import Floats, check_level, codes_of, vector
+from evalkit.stats.arrays import Floats, Ints, check_level, codes_of, vector
+from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes, t_interval
+from evalkit.stats.discordance import mcnemar
+from evalkit.stats.means import mean_score
 from evalkit.stats.multiple import benjamini_hochberg
-from evalkit.stats.paired import MIN_CLUSTERS, paired_difference
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate, Result
 
 if TYPE_CHECKING:
@@ -38,11 +41,12 @@ class Slice(Result):
     name
         Its label.
     estimate
-        Its mean by itself.
+        Its score or difference by itself.
     p_value, adjusted
-        That the mean is zero; adjusted by Benjamini-Hochberg over all slices that are tested. None without spread.
+        That the difference is zero; adjusted by Benjamini-Hochberg over all slices that are tested. None for scores
+        without a baseline, and for differences without spread.
     shrunken
-        Its mean drawn to that of all slices; None where there are too few slices.
+        The same drawn to all slices; None where there are too few slices.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Slices(Result):
     smallest_n
         Units of the smallest slice that is estimated; None when none is.
     between_sd
-        Estimated standard deviation of the slices' true means; None where there are too few slices.
+        Estimated standard deviation of the slices' true scores or differences; None where there are too few slices.
     alpha
         The false discovery rate at which `found` decides.
     warnings
@@ -81,7 +85,7 @@ class Slices(Result):
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Names of the slices whose mean differs from zero at this false discovery rate."""
+        """Names of the slices whose difference is not zero at this false discovery rate."""
         return tuple(one.name for one in self.slices if one.adjusted is not None and one.adjusted <= self.alpha)
 
     def to_frame(self) -> pd.DataFrame:
@@ -104,25 +108,27 @@ class Slices(Result):
         left = f"; too small: {', '.join(self.left_out)}" if self.left_out else ""
         notes = "".join(f"; {warning}" for warning in self.warnings)
         return (
-            f"{len(self.found)} of {len(self.slices)} slices differ from zero (Benjamini-Hochberg,"
+            f"{len(self.found)} of {len(self.slices)} slices differ (Benjamini-Hochberg,"
             f" {self.alpha:g}){smallest}{left}{notes}"
         )
 
 
 def slice_means(
-    values: npt.ArrayLike,
+    scores: npt.ArrayLike,
     labels: Sequence[Hashable],
     *,
+    baseline: npt.ArrayLike | None = None,
     cluster: Sequence[Hashable] | None = None,
     confidence_level: float = 0.95,
     alpha: float = 0.05,
     min_units: int = MIN_UNITS,
 ) -> Slices:
-    """Estimate the mean of each slice, test all of them, and draw them to their common mean.
+    """Estimate each slice's score, or its difference from a baseline, and draw all to their common mean.
 
-    A slice's own interval is the t interval (clusters CR2). The shrunken estimates are those of Morris (1983, JASA
-    78:47) for unequal variances: with V the slice's error variance, A the variance between slices (Paule and Mandel
-    1982), mu their weighted mean and h the slice's share of the weights, B = (k - 3) / (k - 1) V / (V + A),
+    A slice's own interval is that of `mean_score` or `paired_difference` (`auto`). Differences are tested by McNemar's
+    mid-p where scores are 0 and 1 and items independent, else by t. The shrunken estimates are those of Morris (1983,
+    JASA 78:47) for unequal variances: with V the slice's error variance, A the variance between slices (Paule and
+    Mandel 1982), mu their weighted mean and h the slice's share of the weights, B = (k - 3) / (k - 1) V / (V + A),
 
         estimate = y - B (y - mu),  variance = V (1 - (1 - h) B) + 2 / (k - 3) B^2 (y - mu)^2.
 
@@ -131,10 +137,12 @@ def slice_means(
 
     Parameters
     ----------
-    values
-        Shape (n,): scores or differences of items.
+    scores
+        Shape (n,): one score per item.
     labels
         Length n: the slice of each item.
+    baseline
+        Shape (n,): another model's scores of the same items; the results are then of the difference from them.
     cluster
         Length n: the source that an item shares with others.
     confidence_level
@@ -147,7 +155,7 @@ def slice_means(
     Raises
     ------
     InputError
-        A value is not finite, or the lengths differ.
+        A score is not finite, or the lengths differ.
     SpecError
         A level is not between 0 and 1, or `min_units` is below 2.
     """
@@ -155,61 +163,80 @@ def slice_means(
     check_level(alpha, "alpha")
     if min_units < 2:
         raise SpecError(f"{min_units} is below 2", where="min_units", do="One unit has no spread")
-    array = vector(values, "values")
+    array = vector(scores, "scores")
+    base = None if baseline is None else vector(baseline, "baseline", length=len(array))
     codes, names = codes_of(labels, "labels", length=len(array))
-    sources = np.arange(len(array)) if cluster is None else codes_of(cluster, "cluster", length=len(array))[0]
-    least = max(min_units, MIN_CLUSTERS) if cluster is not None else min_units
-    kept: list[tuple[str, Estimate]] = []
+    sources = cluster_codes(cluster, len(array))[0]
+    least = min_units if cluster is None else max(min_units, MIN_CLUSTERS)
+    kept: list[_Held] = []
     left_out = {}
     for code, name in enumerate(names):
         inside = codes == code
         if len(np.unique(sources[inside])) < least:
             left_out[str(name)] = int(inside.sum())
             continue
-        held = array[inside]
-        one = paired_difference(
-            np.zeros_like(held), held, cluster=sources[inside].tolist(), confidence_level=confidence_level
-        )
-        kept.append((str(name), replace(one, population="items of this slice", quantity=f"the mean of {name}")))
+        kept.append(_held(str(name), array[inside], base if base is None else base[inside],
+                          sources[inside], confidence_level))  # fmt: skip
     warnings = []
     if cluster is not None and len(np.unique(np.stack([codes, sources]), axis=1).T) > len(np.unique(sources)):
         warnings.append("some clusters have items in several slices, which are then not independent")
-    p_values = [_p_value(one) for _, one in kept]
-    tested = [p for p in p_values if p is not None]
+    tested = [one.p_value for one in kept if one.p_value is not None]
     adjusted = iter(benjamini_hochberg(tested, alpha=alpha).adjusted if tested else ())
-    shrunken, between_sd = _shrunken([one for _, one in kept], confidence_level)
+    shrunken, between_sd = _shrunken(kept, confidence_level)
     if between_sd is None:
         warnings.append(f"fewer than {MIN_SLICES} slices: none is drawn to the others")
     return Slices(
         slices=tuple(
-            Slice(name, one, p, None if p is None else next(adjusted), drawn)
-            for (name, one), p, drawn in zip(kept, p_values, shrunken, strict=True)
+            Slice(one.name, one.estimate, one.p_value, None if one.p_value is None else next(adjusted), drawn)
+            for one, drawn in zip(kept, shrunken, strict=True)
         ),
         left_out=left_out,
-        smallest_n=min((one.n for _, one in kept), default=None),
+        smallest_n=min((one.estimate.n for one in kept), default=None),
         between_sd=between_sd,
         alpha=alpha,
         warnings=tuple(warnings),
     )
 
 
-def _p_value(mean: Estimate) -> float | None:
-    if mean.low is None or not mean.standard_error or mean.df is None:
-        return None
-    return float(2 * stats.t.sf(abs(mean.estimate) / mean.standard_error, mean.df))
+@dataclass(frozen=True)
+class _Held:
+    """A slice that is large enough, with the variance of one unit that its error shows."""
+
+    name: str
+    estimate: Estimate
+    p_value: float | None
+    unit_variance: float
 
 
-def _shrunken(means: Sequence[Estimate], confidence_level: float) -> tuple[list[Estimate | None], float | None]:
-    k = len(means)
+def _held(name: str, scores: Floats, base: Floats | None, sources: Ints, confidence_level: float) -> _Held:
+    cluster = None if len(np.unique(sources)) == len(sources) else sources.tolist()
+    p_value = None
+    if base is None:
+        found = mean_score(scores, cluster=cluster, confidence_level=confidence_level)
+        plain = t_interval(scores, *cluster_codes(cluster, len(scores)))
+    else:
+        found = paired_difference(base, scores, cluster=cluster, confidence_level=confidence_level, method="auto")
+        plain = t_interval(scores - base, *cluster_codes(cluster, len(scores)))
+        if cluster is None and np.isin(np.concatenate([scores, base]), (0.0, 1.0)).all():
+            p_value = mcnemar(base, scores).p_value
+        elif plain.standard_error and plain.df:
+            p_value = float(2 * stats.t.sf(abs(plain.estimate) / plain.standard_error, plain.df))
+    quantity = f"the {'score' if base is None else 'difference B - A'} on {name}"
+    found = replace(found, population="items of this slice", quantity=quantity)
+    return _Held(name, found, p_value, (plain.standard_error or 0.0) ** 2 * plain.n)
+
+
+def _shrunken(held: Sequence[_Held], confidence_level: float) -> tuple[list[Estimate | None], float | None]:
+    k = len(held)
     if k < MIN_SLICES:
         return [None] * k, None
-    n = np.array([one.n for one in means])
-    own = np.array([one.standard_error or 0.0 for one in means]) ** 2 * n
+    n = np.array([one.estimate.n for one in held])
+    own = np.array([one.unit_variance for one in held])
     common = float(np.average(own, weights=n - 1))
     if common == 0:
         return [None] * k, 0.0
     V = ((n - 1) * own + PRIOR_UNITS * common) / (n - 1 + PRIOR_UNITS) / n
-    y = np.array([one.estimate for one in means])
+    y = np.array([one.estimate.estimate for one in held])
     A = between_variance(y, V)
     weights = 1 / (V + A)
     share = weights / weights.sum()
@@ -220,16 +247,17 @@ def _shrunken(means: Sequence[Estimate], confidence_level: float) -> tuple[list[
     half = float(stats.norm.ppf((1 + confidence_level) / 2)) * error
     drawn: list[Estimate | None] = [
         replace(
-            one,
+            one.estimate,
             estimate=float(centre[i]),
             low=float(centre[i] - half[i]),
             high=float(centre[i] + half[i]),
             method="empirical Bayes (Morris), variance between slices by Paule and Mandel",
             standard_error=float(error[i]),
             df=None,
-            quantity=f"{one.quantity}, drawn to that of all slices",
+            warnings=(),
+            quantity=f"{one.estimate.quantity}, drawn to all slices",
         )
-        for i, one in enumerate(means)
+        for i, one in enumerate(held)
     ]
     return drawn, float(np.sqrt(A))
 
