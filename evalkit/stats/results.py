@@ -66,9 +66,7 @@ def _plain(value: Any) -> Any:
 
 def _restore(hint: Any, value: Any) -> Any:
     """Turn plain values into what an annotation says: results, tuples and mappings of them, infinite numbers."""
-    if value is None:
-        return None
-    if isinstance(hint, type) and is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         hints, known = get_type_hints(hint), {field.name for field in fields(hint)}
         return hint(**{key: _restore(hints.get(key), part) if key in known else part for key, part in value.items()})
     kind, arguments = get_origin(hint), get_args(hint)
@@ -76,9 +74,8 @@ def _restore(hint: Any, value: Any) -> Any:
         arms = [arm for arm in arguments if arm is not types.NoneType]
         return _restore(arms[0] if len(arms) == 1 else Any, value)
     if isinstance(value, list | tuple):
-        if kind is tuple and len(arguments) == len(value) and Ellipsis not in arguments:
-            return tuple(map(_restore, arguments, value))
-        return tuple(_restore(arguments[0] if arguments else Any, part) for part in value)
+        each = arguments if kind is tuple and Ellipsis not in arguments else (arguments or (Any,))[:1] * len(value)
+        return tuple(map(_restore, each, value))
     if isinstance(value, Mapping):
         return {key: _restore(arguments[1] if len(arguments) > 1 else Any, part) for key, part in value.items()}
     return float(value) if value in ("inf", "-inf") and hint is not str else value

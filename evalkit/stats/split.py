@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.stats.paired import FEW_DEGREES, MIN_CLUSTERS, paired_difference
+from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS
+from evalkit.stats.means import mean_score
+from evalkit.stats.paired import paired_difference
+from evalkit.stats.proportions import proportion
 from evalkit.stats.results import Estimate
-from evalkit.stats.trend import mean_score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -615,7 +617,10 @@ def _cluster_degrees(sides: Sequence[_Side]) -> float:
 
 def _newcombe(found: Estimate, flagged: Floats, clean: Floats) -> Estimate:
     """Give a difference of proportions its hybrid score interval."""
-    dirty, tidy = (mean_score(of, confidence_level=found.confidence_level) for of in (flagged, clean))
+    level = found.confidence_level
+    dirty, tidy = (
+        proportion(int(of.sum()), len(of), method="wilson", confidence_level=level) for of in (flagged, clean)
+    )
     assert dirty.low is not None and dirty.high is not None and tidy.low is not None and tidy.high is not None
     return replace(
         found,
