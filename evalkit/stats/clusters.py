@@ -40,7 +40,7 @@ def cluster_codes(cluster: Sequence[Any] | None, n: int) -> tuple[Ints, Floats]:
         return np.arange(n), np.ones(n)
     if len(cluster) != n:
         raise InputError(f"{len(cluster)} clusters for {n} items", do="Give one cluster for each item")
-    codes = np.unique(np.asarray(cluster, dtype=str), return_inverse=True)[1]
+    codes = np.unique(np.asarray(list(cluster), dtype=str), return_inverse=True)[1]
     return codes, np.bincount(codes).astype(float)
 
 
