@@ -40,7 +40,9 @@ def cluster_codes(cluster: Sequence[Any] | None, n: int) -> tuple[Ints, Floats]:
         return np.arange(n), np.ones(n)
     if len(cluster) != n:
         raise InputError(f"{len(cluster)} clusters for {n} items", do="Give one cluster for each item")
-    codes = np.unique(np.asarray(list(cluster), dtype=str), return_inverse=True)[1]
+    labels = np.asarray(cluster if isinstance(cluster, np.ndarray) else list(cluster))
+    # Text, as mixed types cannot be sorted; whole numbers are quicker as they are.
+    codes = np.unique(labels if labels.dtype.kind in "iu" else labels.astype(str), return_inverse=True)[1]
     return codes, np.bincount(codes).astype(float)
 
 

@@ -67,7 +67,7 @@ def sign_flip(
     clustered = n_units < len(of)
     if clustered and n_units < MIN_CLUSTERS:
         raise InputError(f"{n_units} clusters are too few to turn", do=f"Take at least {MIN_CLUSTERS}")
-    sums = np.bincount(codes, weights=of, minlength=n_units)
+    sums: Floats = np.bincount(codes, weights=of, minlength=n_units).astype(float)
     kinds = _kinds(sums, sizes)
     n_outcomes = float(np.prod(kinds.counts + 1.0))
     exact = n_outcomes <= MAX_EXACT
@@ -145,6 +145,6 @@ def _draw(kinds: _Kinds, observed: float, n_resamples: int, seed: int) -> int:
             net = rng.integers(0, 2, size=(rows, len(kinds.counts)), dtype=np.int8) * 2.0 - 1
         else:
             net = 2.0 * rng.binomial(kinds.counts, 0.5, size=(rows, len(kinds.counts))) - kinds.counts
-        totals = net @ np.column_stack([kinds.sums, kinds.sums * kinds.sizes])
+        totals = np.asarray(net @ np.column_stack([kinds.sums, kinds.sums * kinds.sizes]), dtype=float)
         found += int(np.sum(_statistic(totals[:, 0], totals[:, 1], kinds) >= observed * (1 - _TIE)))
     return found
