@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from evalkit.errors import InputError, SpecError
 from evalkit.stats.arrays import Floats, check_level, vector
 from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Result
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 MAX_EXACT_UNITS: Final = 15
 """Up to this many units all 2^(units - 1) sign flips are tried, and no random numbers are needed."""
 
-_BATCH: Final = 1024
-"""Sign flips in memory at a time."""
+_BATCH_SIGNS: Final = 2_000_000
+"""Signs in memory at a time."""
 
 _TIE: Final = 1e-9
 """Statistics that differ by less are equal: the same sum in another order."""
@@ -178,7 +180,7 @@ class SharedItems(Result):
     p_values, adjusted
         Unadjusted, and adjusted in steps so that the chance of any false rejection is controlled.
     critical
-        Multiple of the standard error that is half an interval.
+        Multiple of the standard error to which intervals reach.
     confidence_level
         Of the intervals together.
     n, unit
@@ -233,8 +235,8 @@ class SharedItems(Result):
         seed = "" if self.resampling_seed is None else f", and sign flips used the seed {self.resampling_seed}"
         notes = "" if not self.warnings else f"; note: {'; '.join(self.warnings)}"
         return (
-            f"{self}, where the chance of any false one is controlled; the intervals, {self.critical:.4g} standard"
-            f" errors to either side, hold all at once in {100 * self.confidence_level:.4g}% of repetitions."
+            f"{self}, where the chance of any false one is controlled; the intervals, of {self.critical:.4g} standard"
+            f" errors, hold all at once in {100 * self.confidence_level:.4g}% of repetitions."
             f" It holds for {self.population}, and takes the {self.unit} as independent{seed}{notes}."
         )
 
@@ -252,8 +254,10 @@ def max_t(
     t of a column is its mean by its CR2 standard error over the units that it has. A sign flip turns all values of a
     unit in all columns at once, which keeps their dependence; each flip has its own standard errors. Adjusted p values
     are the step-down ones of Westfall and Young (1993, Resampling-Based Multiple Testing, algorithm 4.1). The intervals
-    use the quantile of the largest |t| of all columns, so an interval leaves out zero exactly where the single-step p
-    value is at most alpha; the step-down one is never larger. With up to 15 units all flips are tried.
+    reach to the quantile of the largest |t| of all columns, so an interval leaves out zero exactly where the
+    single-step p value is at most alpha; the step-down one is never larger. Columns of -1, 0 and 1 get the interval of
+    `paired_difference` (`auto`) at the level of that quantile, a little wider: where few items differ, t would not
+    cover. With up to 15 units all flips are tried.
 
     Parameters
     ----------
@@ -295,21 +299,21 @@ def max_t(
             few = f"{units[column]} independent units are too few"
             raise InputError(few, where=f"column {column} of max-T", do="Leave the column out, and say so")
     studentised = _Studentised(sizes, sums, n_items)
-    observed, errors = studentised(np.ones((1, n_units)))
-    flat = (n_items * errors[0]) ** 2 <= 1e-9 * np.nansum(array**2, axis=0)
+    means, errors = (row[0] for row in studentised(np.ones((1, n_units))))
+    flat = (n_items * errors) ** 2 <= 1e-9 * np.nansum(array**2, axis=0)
     if flat.any():
         raise InputError(
             "all units are equal, so their spread says nothing",
             where=f"column {int(np.argmax(flat))} of max-T",
             do="Leave the column out, and say so",
         )
-    t = observed[0] / errors[0]
+    t = means / errors
     exact = n_units <= MAX_EXACT_UNITS
     order = np.argsort(-np.abs(t), kind="stable")
     single, stepwise, largest = np.zeros(n_columns), np.zeros(n_columns), []
     for signs in _sign_flips(n_units, exact, n_resamples, seed):
-        means, flipped_errors = studentised(signs)
-        flipped = np.abs(means) / flipped_errors
+        flipped_means, flipped_errors = studentised(signs)
+        flipped = np.abs(flipped_means) / flipped_errors
         single += (flipped >= np.abs(t) - _TIE).sum(axis=0)
         # In descending order of the observed |t|: the largest among this column and all less significant ones.
         running = np.maximum.accumulate(flipped[:, order][:, ::-1], axis=1)[:, ::-1]
@@ -326,12 +330,15 @@ def max_t(
         warnings.append(f"{len(maxima)} sign flips are too few for this level: nothing can be significant")
     if n_units < n and n_units < 20:
         warnings.append(f"{n_units} clusters are few: the intervals may not cover as they say")
-    low, high = observed[0] - critical * errors[0], observed[0] + critical * errors[0]
+    intervals = [
+        _interval(array[has, k], None if cluster is None else codes[has].tolist(), means[k], errors[k], critical)
+        for k, has in enumerate(present.T)
+    ]
     return SharedItems(
-        estimates=tuple(observed[0].tolist()),
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
-        standard_errors=tuple(errors[0].tolist()),
+        estimates=tuple(means.tolist()),
+        low=tuple(low for low, _ in intervals),
+        high=tuple(high for _, high in intervals),
+        standard_errors=tuple(errors.tolist()),
         t=tuple(t.tolist()),
         p_values=tuple(((single + extra) / len(maxima)).tolist()),
         adjusted=tuple(adjusted.tolist()),
@@ -346,17 +353,32 @@ def max_t(
     )
 
 
+def _interval(
+    values: Floats, cluster: list[int] | None, mean: float, error: float, critical: float
+) -> tuple[float, float]:
+    if not np.isin(values, (-1.0, 0.0, 1.0)).all() or np.isinf(critical):
+        return float(mean - critical * error), float(mean + critical * error)
+    a, b = (values < 0).astype(np.float64), (values > 0).astype(np.float64)
+    plain = paired_difference(a, b, cluster=cluster)
+    tail = stats.norm.sf(critical) if plain.unit == "items" else stats.t.sf(critical, plain.df)
+    level = min(1 - 2 * float(tail), 1 - 1e-12)
+    found = paired_difference(a, b, cluster=cluster, confidence_level=level, method="auto")
+    assert found.low is not None and found.high is not None
+    return found.low, found.high
+
+
 def _sign_flips(n_units: int, exact: bool, n_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield signs of all units, shape (batch, n_units): all that differ in |t|, or random ones."""
     rng = np.random.default_rng(seed)
     # |t| of a flip and of its mirror image are the same, so the last unit keeps its sign.
     total = 2 ** (n_units - 1) if exact else n_resamples
-    for begin in range(0, total, _BATCH):
-        size = min(_BATCH, total - begin)
+    batch = max(1, _BATCH_SIGNS // n_units)
+    for begin in range(0, total, batch):
+        size = min(batch, total - begin)
         if exact:
             bits = np.arange(begin, begin + size)[:, None] >> np.arange(n_units) & 1
         else:
-            bits = rng.integers(2, size=(size, n_units))
+            bits = rng.integers(2, size=(size, n_units), dtype=np.int8)
         signs: Floats = 1.0 - 2.0 * bits.astype(np.float64)
         yield signs
 

@@ -90,6 +90,11 @@ def prediction_powered_mean(
     variances are CR2 with clusters, with Welch and Satterthwaite's degrees of freedom. With lambda 0 this is the
     classical mean of the labels with its t interval.
 
+    Where labels and scores are 0 and 1 (or differences -1, 0, 1) and items independent, the interval is that of the
+    data with one more labelled item of each kind on which judge and label differ, as Bonett and Price's for two models:
+    a judge that is rarely wrong on the labelled items may be wrong on others. Without it, a 95% interval from 50 labels
+    of which 90% are positive covers 85 to 91%, with it 95 to 98%.
+
     The labelled items must be a random sample of all: labels of the hard, the odd or the flagged ones correct for
     those.
 
@@ -114,45 +119,15 @@ def prediction_powered_mean(
     SpecError
         `weight` is not from 0 to 1, or the level is not between 0 and 1.
     """
-    check_level(confidence_level)
-    y = vector(labels, "labels")
-    f = vector(judge_labelled, "judge's scores of labelled items", length=len(y))
-    others = vector(judge_unlabelled, "judge's scores of unlabelled items")
-    if weight is not None and not 0 <= weight <= 1:
-        raise SpecError(f"{weight} is not from 0 to 1", where="weight", do="Leave it out, or give 0 for labels alone")
-    n, N = len(y), len(others)
-    sides = [_Side(n, cluster_labelled, "labels"), _Side(N, cluster_unlabelled, "unlabelled scores")]
-    chosen = _best_weight(y, f, others) if weight is None else float(weight)
-    mean = chosen * float(others.mean()) + float((y - chosen * f).mean())
-    variances = [sides[0].variance(y - chosen * f), chosen**2 * sides[1].variance(others)]
-    classical_variance = sides[0].variance(y)
-    clustered = sides[0].clustered or sides[1].clustered
-    warnings = []
-    if sides[0].n_units < FEW_LABELS:
-        warnings.append(f"only {sides[0].n_units} labelled {'clusters' if clustered else 'items'}: a rough interval")
-    n_errors = int(np.sum(y != f))
-    if chosen > 0 and n_errors < FEW_ERRORS:
-        warnings.append(f"the judge erred on only {n_errors} labelled items: how often it errs is hardly known")
-    cr2 = ", clusters CR2" if clustered else ""
-    powered = _t_estimate(mean, variances, sides, confidence_level)
-    classical = _t_estimate(float(y.mean()), [classical_variance, 0.0], sides, confidence_level)
-    both_vary = np.ptp(y) > 0 and np.ptp(f) > 0
-    return Corrected(
-        estimate=replace(
-            powered,
-            method=f"prediction-powered mean (PPI++){cr2}",
-            n_items=n + N,
-            warnings=(*warnings, *powered.warnings),
-        ),
-        classical=replace(
-            classical, method=f"mean of labels, t{cr2}", n_items=n, warnings=(*warnings, *classical.warnings)
-        ),
-        judge=float(np.concatenate([f, others]).mean()),
-        weight=chosen,
-        correlation=float(np.corrcoef(y, f)[0, 1]) if both_vary else None,
-        effective_labels=n * classical_variance / sum(variances) if sum(variances) > 0 else None,
-        n_labelled=n,
-        n_unlabelled=N,
+    return _corrected(
+        vector(labels, "labels"),
+        vector(judge_labelled, "judge's scores of labelled items"),
+        vector(judge_unlabelled, "judge's scores of unlabelled items"),
+        differences=False,
+        weight=weight,
+        cluster_labelled=cluster_labelled,
+        cluster_unlabelled=cluster_unlabelled,
+        confidence_level=confidence_level,
     )
 
 
@@ -183,11 +158,62 @@ def prediction_powered_difference(
         first = vector(a, f"{what} of A")
         return vector(b, f"{what} of B", length=len(first)) - first
 
-    return prediction_powered_mean(
+    return _corrected(
         difference(labels_a, labels_b, "labels"),
         difference(judge_labelled_a, judge_labelled_b, "judge's scores of labelled items"),
         difference(judge_unlabelled_a, judge_unlabelled_b, "judge's scores of unlabelled items"),
+        differences=True,
         **options,
+    )
+
+
+def _corrected(
+    y: Floats,
+    f: Floats,
+    others: Floats,
+    *,
+    differences: bool,
+    weight: float | None = None,
+    cluster_labelled: Sequence[Any] | None = None,
+    cluster_unlabelled: Sequence[Any] | None = None,
+    confidence_level: float = 0.95,
+) -> Corrected:
+    check_level(confidence_level)
+    vector(f, "judge's scores of labelled items", length=len(y))
+    if weight is not None and not 0 <= weight <= 1:
+        raise SpecError(f"{weight} is not from 0 to 1", where="weight", do="Leave it out, or give 0 for labels alone")
+    n, N = len(y), len(others)
+    sides = [_Side(n, cluster_labelled, "labels"), _Side(N, cluster_unlabelled, "unlabelled scores")]
+    chosen = _best_weight(y, f, others) if weight is None else float(weight)
+    clustered = sides[0].clustered or sides[1].clustered
+    more = None if clustered else _one_more(y, f, differences)
+    warnings = []
+    if sides[0].n_units < FEW_LABELS:
+        warnings.append(f"only {sides[0].n_units} labelled {'clusters' if clustered else 'items'}: a rough interval")
+    n_errors = int(np.sum(y != f))
+    if chosen > 0 and n_errors < FEW_ERRORS:
+        warnings.append(f"the judge erred on only {n_errors} labelled items: how often it errs is hardly known")
+    cr2 = ", clusters CR2" if clustered else ", one more error of each kind" if more else ""
+    powered = _t_estimate(y, f, others, chosen, sides, confidence_level, more)
+    classical = _t_estimate(y, f, others, 0.0, sides, confidence_level, more)
+    errors = powered.standard_error, classical.standard_error
+    both_vary = np.ptp(y) > 0 and np.ptp(f) > 0
+    return Corrected(
+        estimate=replace(
+            powered,
+            method=f"prediction-powered mean (PPI++){cr2}",
+            n_items=n + N,
+            warnings=(*warnings, *powered.warnings),
+        ),
+        classical=replace(
+            classical, method=f"mean of labels, t{cr2}", n_items=n, warnings=(*warnings, *classical.warnings)
+        ),
+        judge=float(np.concatenate([f, others]).mean()),
+        weight=chosen,
+        correlation=float(np.corrcoef(y, f)[0, 1]) if both_vary else None,
+        effective_labels=n * (errors[1] / errors[0]) ** 2 if errors[0] and errors[1] is not None else None,
+        n_labelled=n,
+        n_unlabelled=N,
     )
 
 
@@ -217,13 +243,37 @@ def _best_weight(y: Floats, f: Floats, others: Floats) -> float:
     return min(1.0, max(0.0, covariance / ((1 + len(y) / len(others)) * spread)))
 
 
-def _t_estimate(mean: float, variances: Sequence[float], sides: Sequence[_Side], confidence_level: float) -> Estimate:
-    total = sum(variances)
+def _one_more(y: Floats, f: Floats, differences: bool) -> tuple[tuple[float, float], ...] | None:
+    """Labels and scores of the two further items, where both are counted outcomes: 0 and 1, or differences of them."""
+    both = np.concatenate([y, f])
+    if not np.isin(both, (-1.0, 0.0, 1.0)).all():
+        return None
+    return ((1.0, 0.0), (-1.0, 0.0)) if differences or both.min() < 0 else ((1.0, 0.0), (0.0, 1.0))
+
+
+def _t_estimate(
+    y: Floats,
+    f: Floats,
+    others: Floats,
+    weight: float,
+    sides: Sequence[_Side],
+    confidence_level: float,
+    more: tuple[tuple[float, float], ...] | None,
+) -> Estimate:
+    residual = y - weight * f
+    mean, centre = weight * float(others.mean()) + float(residual.mean()), 0.0
+    labelled, df_labelled = sides[0].variance(residual), sides[0].df
+    if more is not None:
+        smoothed = np.concatenate([residual, [label - weight * score for label, score in more]])
+        centre = float(smoothed.mean() - residual.mean())
+        labelled, df_labelled = float(smoothed.var(ddof=1)) / len(smoothed), len(smoothed) - 1.0
+    unlabelled = weight**2 * sides[1].variance(others)
+    total = labelled + unlabelled
     low = high = df = None
     if total > 0:
-        df = total**2 / sum(v**2 / side.df for v, side in zip(variances, sides, strict=True))
+        df = total**2 / (labelled**2 / df_labelled + unlabelled**2 / sides[1].df)
         half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * math.sqrt(total)
-        low, high = mean - half, mean + half
+        low, high = mean + centre - half, mean + centre + half
     return Estimate(
         estimate=mean,
         low=low,
@@ -233,7 +283,7 @@ def _t_estimate(mean: float, variances: Sequence[float], sides: Sequence[_Side],
         population=POPULATION,
         unit="labelled clusters" if any(side.clustered for side in sides) else "labelled items",
         n=sides[0].n_units,
-        n_items=len(sides[0].codes),
+        n_items=len(y),
         standard_error=math.sqrt(total),
         df=df,
         warnings=() if total > 0 else ("all labels are equal, so their spread says nothing about other items",),

@@ -101,7 +101,7 @@ class Ratings(Result):
         check_level(level)
         V = self.covariance
         error = math.sqrt(max(V[i][i] + V[j][j] - 2 * V[i][j], 0.0))
-        value, half = self.strengths[i] - self.strengths[j], _normal(level) * error
+        value, half = self.strengths[i] - self.strengths[j], _quantile(level, self.n) * error
         return Estimate(
             estimate=value,
             low=value - half if error else None,
@@ -113,6 +113,7 @@ class Ratings(Result):
             n=self.n,
             n_items=self.n_comparisons,
             standard_error=error,
+            df=self.n - 1.0,
             warnings=self.warnings,
             quantity=f"the log odds of {first} against {second}",
         )
@@ -203,7 +204,8 @@ def bradley_terry(
     39:324). A tie is half a win of each (`half`, a quasi-likelihood, right with the covariance below), or has its own
     probability, P(tie) = nu sqrt(p q) up to the common factor (`davidson`: Davidson 1970, JASA 65:317). The covariance
     is the sandwich H^-1 M H^-1 with M the sum over clusters of the outer products of their scores, times G / (G - 1):
-    so both orders of one pair, and all pairs of one prompt, count as one piece of evidence.
+    so both orders of one pair, and all pairs of one prompt, count as one piece of evidence. Intervals are t with G - 1
+    degrees of freedom.
 
     Strengths are finite if and only if, of every split of the models in two groups, each has won against the other
     (Ford 1957, Amer. Math. Monthly 64:28; a tie is a win of both). A graph of comparisons that falls into parts is
@@ -211,7 +213,7 @@ def bradley_terry(
     penalised likelihood gives finite strengths with the covariance of the model, and a warning.
 
     Rank sets come from simultaneous intervals of all pairwise differences, whose critical value is the quantile of the
-    largest |z| of draws from the covariance (Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic Studies
+    largest |t| of draws from the covariance (Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic Studies
     91:476): a model's best rank is 1 + the number that are surely better, its worst k - those that are surely worse.
 
     Parameters
@@ -290,17 +292,17 @@ def bradley_terry(
     centring[:k, :k] -= 1 / k
     covariance = centring @ covariance @ centring
     V, strengths = covariance[:k, :k], beta[:k] - beta[:k].mean()
-    critical = _critical_value(V, confidence_level, n_draws, seed)
+    critical = _critical_value(V, len(sizes), confidence_level, n_draws, seed)
     rank_low, rank_high = _rank_sets(strengths, V, critical)
-    errors, z = np.sqrt(np.maximum(np.diag(covariance), 0)), _normal(confidence_level)
+    errors, q = np.sqrt(np.maximum(np.diag(covariance), 0)), _quantile(confidence_level, len(sizes))
     unit = "comparisons" if cluster is None else "prompts"
     named = {"half": ", ties half a win", "davidson": ", ties by Davidson"}[ties] if n_ties else ""
     method = f"{method}{named}{', with covariates' if covariate_names else ''}"
     coefficients = tuple(
         Estimate(
             estimate=float(beta[k + c]),
-            low=float(beta[k + c] - z * errors[k + c]),
-            high=float(beta[k + c] + z * errors[k + c]),
+            low=float(beta[k + c] - q * errors[k + c]),
+            high=float(beta[k + c] + q * errors[k + c]),
             confidence_level=confidence_level,
             method=method,
             population=POPULATION,
@@ -308,6 +310,7 @@ def bradley_terry(
             n=len(sizes),
             n_items=len(y),
             standard_error=float(errors[k + c]),
+            df=len(sizes) - 1.0,
             quantity=f"the log odds for each unit of {name}",
         )
         for c, name in enumerate(covariate_names)
@@ -315,8 +318,8 @@ def bradley_terry(
     return Ratings(
         names=names,
         strengths=tuple(strengths.tolist()),
-        low=tuple((strengths - z * errors[:k]).tolist()),
-        high=tuple((strengths + z * errors[:k]).tolist()),
+        low=tuple((strengths - q * errors[:k]).tolist()),
+        high=tuple((strengths + q * errors[:k]).tolist()),
         covariance=tuple(map(tuple, V.tolist())),
         rank_low=tuple(rank_low.tolist()),
         rank_high=tuple(rank_high.tolist()),
@@ -334,8 +337,9 @@ def bradley_terry(
     )
 
 
-def _normal(level: float) -> float:
-    return float(stats.norm.ppf((1 + level) / 2))
+def _quantile(level: float, n_units: int) -> float:
+    """Of the t distribution with one degree of freedom less than units: for few, z would not cover."""
+    return float(stats.t.ppf((1 + level) / 2, max(n_units - 1, 1)))
 
 
 def _pairs(
@@ -525,8 +529,8 @@ def _sandwich(H: Floats, scores: Any, codes: Ints, n_clusters: int) -> Floats:
     return found
 
 
-def _critical_value(V: Floats, confidence_level: float, n_draws: int, seed: int) -> float:
-    """The quantile of the largest |z| over all pairwise differences, of draws from the covariance."""
+def _critical_value(V: Floats, n_units: int, confidence_level: float, n_draws: int, seed: int) -> float:
+    """The quantile of the largest |t| over all pairwise differences, of draws from the covariance (multivariate t)."""
     k = len(V)
     i, j = np.triu_indices(k, 1)
     errors = np.sqrt(np.maximum(V[i, i] + V[j, j] - 2 * V[i, j], 0))
@@ -538,8 +542,11 @@ def _critical_value(V: Floats, confidence_level: float, n_draws: int, seed: int)
     rng = np.random.default_rng(seed)
     largest = []
     for begin in range(0, n_draws, 500):
-        z = rng.normal(size=(min(500, n_draws - begin), k)) @ root.T
-        largest.append((np.abs(z[:, i[kept]] - z[:, j[kept]]) / errors[kept]).max(axis=1))
+        size = min(500, n_draws - begin)
+        z = rng.normal(size=(size, k)) @ root.T
+        df = max(n_units - 1, 1)
+        scale = np.sqrt(rng.chisquare(df, size=size) / df)
+        largest.append((np.abs(z[:, i[kept]] - z[:, j[kept]]) / errors[kept]).max(axis=1) / scale)
     return float(np.quantile(np.concatenate(largest), confidence_level))
 
 

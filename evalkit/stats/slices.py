@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 from evalkit.errors import SpecError
 from evalkit.stats.arrays import Floats, Ints, check_level, codes_of, vector
-from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes, t_interval
+from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
 from evalkit.stats.discordance import mcnemar
 from evalkit.stats.means import mean_score
 from evalkit.stats.multiple import benjamini_hochberg
@@ -27,9 +27,6 @@ MIN_UNITS: Final = 10
 
 MIN_SLICES: Final = 4
 """Fewer slices do not show how much slices differ, so none is drawn to the others."""
-
-PRIOR_UNITS: Final = 10
-"""A slice's own variance counts by its degrees of freedom, that of all slices by this many."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,9 @@ def slice_means(
 
         estimate = y - B (y - mu),  variance = V (1 - (1 - h) B) + 2 / (k - 3) B^2 (y - mu)^2.
 
-    The largest of many slices is mostly the luckiest; its shrunken estimate is not. V is the slice's own variance mixed
-    with that of all slices, so that a small slice of equal values does not pass for a certain one.
+    The largest of many slices is mostly the luckiest; its shrunken estimate is not. V is taken from
+    the width of the slice's own interval, which allows for few items, and for items that are nearly all right; a slice
+    without an interval gets the others' variance of one unit.
 
     Parameters
     ----------
@@ -200,12 +198,11 @@ def slice_means(
 
 @dataclass(frozen=True)
 class _Held:
-    """A slice that is large enough, with the variance of one unit that its error shows."""
+    """A slice that is large enough."""
 
     name: str
     estimate: Estimate
     p_value: float | None
-    unit_variance: float
 
 
 def _held(name: str, scores: Floats, base: Floats | None, sources: Ints, confidence_level: float) -> _Held:
@@ -213,29 +210,31 @@ def _held(name: str, scores: Floats, base: Floats | None, sources: Ints, confide
     p_value = None
     if base is None:
         found = mean_score(scores, cluster=cluster, confidence_level=confidence_level)
-        plain = t_interval(scores, *cluster_codes(cluster, len(scores)))
     else:
         found = paired_difference(base, scores, cluster=cluster, confidence_level=confidence_level, method="auto")
-        plain = t_interval(scores - base, *cluster_codes(cluster, len(scores)))
         if cluster is None and np.isin(np.concatenate([scores, base]), (0.0, 1.0)).all():
             p_value = mcnemar(base, scores).p_value
-        elif plain.standard_error and plain.df:
-            p_value = float(2 * stats.t.sf(abs(plain.estimate) / plain.standard_error, plain.df))
+        else:
+            plain = paired_difference(base, scores, cluster=cluster)
+            if plain.low is not None and plain.standard_error:
+                p_value = float(2 * stats.t.sf(abs(plain.estimate) / plain.standard_error, plain.df))
     quantity = f"the {'score' if base is None else 'difference B - A'} on {name}"
     found = replace(found, population="items of this slice", quantity=quantity)
-    return _Held(name, found, p_value, (plain.standard_error or 0.0) ** 2 * plain.n)
+    return _Held(name, found, p_value)
 
 
 def _shrunken(held: Sequence[_Held], confidence_level: float) -> tuple[list[Estimate | None], float | None]:
     k = len(held)
     if k < MIN_SLICES:
         return [None] * k, None
+    z = float(stats.norm.ppf((1 + confidence_level) / 2))
     n = np.array([one.estimate.n for one in held])
-    own = np.array([one.unit_variance for one in held])
-    common = float(np.average(own, weights=n - 1))
-    if common == 0:
+    widths = [(one.estimate.low, one.estimate.high) for one in held]
+    V = np.array([np.nan if low is None or high is None else ((high - low) / 2 / z) ** 2 for low, high in widths])
+    known = ~np.isnan(V)
+    if not known.any():
         return [None] * k, 0.0
-    V = ((n - 1) * own + PRIOR_UNITS * common) / (n - 1 + PRIOR_UNITS) / n
+    V[~known] = float(np.average(V[known] * n[known], weights=n[known])) / n[~known]
     y = np.array([one.estimate.estimate for one in held])
     A = between_variance(y, V)
     weights = 1 / (V + A)
@@ -244,7 +243,7 @@ def _shrunken(held: Sequence[_Held], confidence_level: float) -> tuple[list[Esti
     B = (k - 3) / (k - 1) * V / (V + A)
     centre = y - B * (y - mu)
     error = np.sqrt(V * (1 - (1 - share) * B) + 2 / (k - 3) * B**2 * (y - mu) ** 2)
-    half = float(stats.norm.ppf((1 + confidence_level) / 2)) * error
+    half = z * error
     drawn: list[Estimate | None] = [
         replace(
             one.estimate,

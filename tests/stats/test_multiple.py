@@ -178,6 +178,20 @@ def test_with_shared_items_max_t_rejects_more_than_bonferroni_and_no_more_than_i
     assert np.mean(criticals) < scipy_stats.t.ppf(1 - 0.025 / 5, 59)
 
 
+def test_where_few_items_differ_the_intervals_of_right_and_wrong_still_hold():
+    rng = np.random.default_rng(8)
+    missed = n_runs = 0
+    for seed in range(300):
+        base = rng.random((20, 1))
+        mixed = np.where(rng.random((20, 4)) < 0.7, base, rng.random((20, 4)))
+        values = (mixed < 0.05).astype(float) - (mixed > 0.95)
+        if (np.ptp(values, axis=0) > 0).all():
+            found = max_t(values, n_resamples=199, seed=seed)
+            missed += not all(low <= 0 <= high for low, high in zip(found.low, found.high, strict=True))
+            n_runs += 1
+    assert missed / n_runs <= 0.05
+
+
 def test_columns_that_cannot_be_tested_are_refused_by_number():
     good = np.random.default_rng(6).normal(size=(30, 1))
     with pytest.raises(InputError, match=r"column 1 .*all units are equal"):

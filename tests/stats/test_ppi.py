@@ -151,12 +151,36 @@ def test_on_llmbar_a_mediocre_judges_own_interval_misses_and_the_corrected_one_c
 def test_what_the_labels_cannot_show_is_said():
     rng = np.random.default_rng(8)
     y = (rng.random(60) < 0.7).astype(float)
+    counted = prediction_powered_mean(y, y, (rng.random(500) < 0.7).astype(float), weight=1)
+    assert counted.estimate.high - counted.estimate.low > 0.08  # two errors that were not seen, in 62 items
     never_wrong = prediction_powered_mean(y, y, (rng.random(500) < 0.7).astype(float))
     assert "erred on only 0" in never_wrong.estimate.warnings[0]
     few = prediction_powered_mean(*sample(rng, 20, 100))
     assert "only 20 labelled items" in few.estimate.warnings[0]
     assert "random sample" in few.explain()
-    assert prediction_powered_mean([1.0] * 9, [1.0] * 9, [1.0] * 9).estimate.low is None
+    assert prediction_powered_mean([0.5] * 9, [0.5] * 9, [0.5] * 9).estimate.low is None
+
+
+@pytest.mark.parametrize("accuracy", [0.7, 0.98])
+@pytest.mark.parametrize("rate", [0.5, 0.9])
+def test_with_fifty_labels_of_right_and_wrong_the_interval_covers(rate, accuracy):
+    rng = np.random.default_rng(11)
+    covered = classical = 0
+    for _ in range(600):
+        y = (rng.random(1050) < rate).astype(float)
+        f = np.where(rng.random(1050) < accuracy, y, 1 - y)
+        found = prediction_powered_mean(y[:50], f[:50], f[50:])
+        covered += found.estimate.low <= rate <= found.estimate.high
+        classical += found.classical.low <= rate <= found.classical.high
+    assert covered / 600 >= 0.95 - 3 * 0.009
+    assert classical / 600 >= 0.95 - 3 * 0.009
+
+
+def test_differences_of_right_and_wrong_turn_their_sign():
+    rng = np.random.default_rng(12)
+    y, f, others = (rng.choice([-1.0, 0.0, 1.0], size=n, p=[0.1, 0.6, 0.3]) for n in (60, 60, 200))
+    there, back = prediction_powered_mean(y, f, others), prediction_powered_mean(-y, -f, -others)
+    assert (back.estimate.low, back.estimate.high) == pytest.approx((-there.estimate.high, -there.estimate.low))
 
 
 def test_corrected_means_go_through_json():

@@ -266,7 +266,7 @@ def test_the_critical_value_of_many_equal_models_is_that_of_the_studentised_rang
     table = [[0 if i == j else 200 for j in range(6)] for i in range(6)]
     found = bradley_terry(*battles(table, names), n_draws=50_000)
     assert set(found.rank_low) == {1}
-    critical = _critical_value(np.array(found.covariance), 0.95, 50_000, 0)
+    critical = _critical_value(np.array(found.covariance), found.n, 0.95, 50_000, 0)
     assert critical == pytest.approx(studentized_range.ppf(0.95, 6, np.inf) / np.sqrt(2), abs=0.03)
 
 
