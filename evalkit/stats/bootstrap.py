@@ -321,9 +321,8 @@ def _ends(
 def _quantile(ordered: Floats, share: float) -> float:
     """Linear interpolation between the two values around the share, as numpy's default; infinite ones stay so."""
     place = float(share) * (len(ordered) - 1)
-    first = ordered[math.floor(place)]
-    last = ordered[math.ceil(place)]
-    return float(first if first == last else first + (last - first) * (place % 1))
+    first, last = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return float(first if first == last or np.isinf(first) else first + (last - first) * (place % 1))
 
 
 def _acceleration(left_out: Floats, counts: Floats) -> float:
