@@ -183,8 +183,8 @@ def clusters_of_grades(light: bool, n_runs: int) -> Iterator[Table]:
     """Graded scores in clusters."""
     table = Table(
         "One mean, or a paired difference, of graded scores in clusters",
-        "Normal scores with an intraclass correlation. CR2 has Bell and McCaffrey's degrees of freedom, CR1 and CR3 have"
-        " G - 1. Below 5 clusters there is no interval. Bootstraps have 999 resamples.",
+        "Normal scores with an intraclass correlation. CR2 has Bell and McCaffrey's degrees of freedom, CR1 and CR3"
+        " have G - 1. Below 5 clusters there is no interval. Bootstraps have 999 resamples.",
         ("clusters", "sizes", "ICC"),
         ("CR2", "CR3", "CR1", "studentised bootstrap", "percentile bootstrap", "clusters ignored"),
         ("CR2",),
