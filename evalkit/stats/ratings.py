@@ -260,37 +260,20 @@ def bradley_terry(
         )
     warnings = _cluster_warnings(cluster, len(sizes))
     n_ties = int(np.sum(y == 0.5))
-    has_ties = ties == "davidson" and n_ties > 0
     if n_ties == len(y):
         raise InputError("all comparisons are ties", where="ratings", do="There is nothing to rate by")
+    davidson = ties == "davidson" and n_ties > 0
     separated = _unbeaten(names, pairs, y)
-    tie = None
-    fitted = None if separated else (_fit_davidson(battles) if has_ties else _fit(battles, firth=False))
+    fitted = None if separated else (_fit_davidson(battles) if davidson else _fit(battles, firth=False))
+    method, k = "Bradley-Terry", len(names)
     if fitted is not None:
         beta, H, scores = fitted
-        tie = float(beta[-1]) if has_ties else None
         covariance = _sandwich(H, scores, codes, len(sizes))
-        method = "Bradley-Terry"
     else:
         why = separated or "a covariate separates wins from losses"
-        if has_ties:
-            raise InputError(
-                f"Davidson's model has no finite strengths: {why}",
-                where="ratings",
-                do="Use ties='half', which is penalised",
-            )
-        penalised = _fit(battles, firth=True)
-        if penalised is None:
-            raise InputError("the penalised fit did not converge", where="ratings", do="Leave out covariates")
-        beta, H, _ = penalised
-        covariance = np.linalg.inv(H).astype(np.float64)
+        beta, covariance = _penalised(battles, why, davidson)
         method = "Bradley-Terry, Firth's penalty"
         warnings.append(f"{why}: strengths are finite by a penalty only, and errors are the model's, without clusters")
-    k = len(names)
-    # The inverse of H was taken with 11' added for the strengths; this takes it out again.
-    centring = np.eye(len(covariance))
-    centring[:k, :k] -= 1 / k
-    covariance = centring @ covariance @ centring
     V, strengths = covariance[:k, :k], beta[:k] - beta[:k].mean()
     critical = _critical_value(V, len(sizes), confidence_level, n_draws, seed)
     rank_low, rank_high = _rank_sets(strengths, V, critical)
@@ -324,7 +307,7 @@ def bradley_terry(
         rank_low=tuple(rank_low.tolist()),
         rank_high=tuple(rank_high.tolist()),
         coefficients=coefficients,
-        tie=tie,
+        tie=float(beta[-1]) if davidson else None,
         n_comparisons=len(y),
         n_ties=n_ties,
         n_per_model=tuple(np.bincount(pairs.ravel(), minlength=k).tolist()),
@@ -517,6 +500,26 @@ def _fit_davidson(battles: _Battles) -> _Fit | None:
             own = sparse.diags(u - mean) @ D
             return beta, H, sparse.hstack([own, sparse.csr_matrix((tied - tie)[:, None])], format="csr")
     return None
+
+
+def _penalised(battles: _Battles, why: str, davidson: bool) -> tuple[Floats, Floats]:
+    """Parameters and the model's covariance of Firth's fit, where the likelihood has no maximum."""
+    if davidson:
+        raise InputError(
+            f"Davidson's model has no finite strengths: {why}",
+            where="ratings",
+            do="Use ties='half', which is penalised",
+        )
+    found = _fit(battles, firth=True)
+    if found is None:
+        raise InputError("the penalised fit did not converge", where="ratings", do="Leave out covariates")
+    beta, H, _ = found
+    # The inverse of H was taken with 11' added for the strengths; this takes it out again.
+    k = battles.n_models
+    centring = np.eye(len(H))
+    centring[:k, :k] -= 1 / k
+    covariance: Floats = centring @ np.linalg.inv(H) @ centring
+    return beta, covariance
 
 
 def _sandwich(H: Floats, scores: Any, codes: Ints, n_clusters: int) -> Floats:

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
@@ -20,6 +20,7 @@ P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
 @given(P_VALUES, st.sampled_from([0.01, 0.05, 0.2]))
+@settings(max_examples=25)  # statsmodels collects all garbage at each call
 def test_holm_is_statsmodels(p, alpha):
     rejected, adjusted, *_ = multipletests(p, alpha=alpha, method="holm")
     ours = holm(p, alpha=alpha)
