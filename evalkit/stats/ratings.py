@@ -44,7 +44,7 @@ class Ratings(Result):
     Attributes
     ----------
     names
-        Models, in the order in which they first come.
+        Models, in alphabetical order.
     strengths
         Log-odds scale, adding up to zero.
     low, high
@@ -332,8 +332,11 @@ def _pairs(
     n = len(wins)
     if len(first) != n or len(second) != n:
         raise InputError(f"{len(first)}, {len(second)} and {n}", where="first, second, wins", do="Give as many of each")
-    codes, labels = codes_of([*first, *second], "models", length=2 * n)
-    pairs = codes.reshape(2, n).T
+    codes, labels = codes_of([str(name) for name in (*first, *second)], "models", length=2 * n)
+    # In alphabetical order, so that the order of comparisons changes nothing.
+    order = np.argsort(labels)
+    pairs = np.argsort(order)[codes].reshape(2, n).T
+    labels = [labels[i] for i in order]
     same = pairs[:, 0] == pairs[:, 1]
     if same.any():
         row = int(np.argmax(same))
@@ -344,7 +347,7 @@ def _pairs(
     if odd.any():
         row = int(np.argmax(odd))
         raise InputError(f"outcome {wins[row]}", where=f"comparison {row}", do="Give 1, 0, or 0.5 for a tie")
-    return tuple(map(str, labels)), pairs
+    return tuple(labels), pairs
 
 
 def _covariates(

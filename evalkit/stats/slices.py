@@ -163,7 +163,7 @@ def slice_means(
         raise SpecError(f"{min_units} is below 2", where="min_units", do="One unit has no spread")
     array = vector(scores, "scores")
     base = None if baseline is None else vector(baseline, "baseline", length=len(array))
-    codes, names = codes_of(labels, "labels", length=len(array))
+    codes, names = codes_of([str(label) for label in labels], "labels", length=len(array))
     sources = cluster_codes(cluster, len(array))[0]
     least = min_units if cluster is None else max(min_units, MIN_CLUSTERS)
     kept: list[_Held] = []
