@@ -149,7 +149,7 @@ def one_mean(light: bool, n_runs: int) -> Iterator[Table]:
     names = ("t", "studentised bootstrap", "BCa", "percentile")
     table = Table(
         "One mean of graded scores, independent items",
-        "Bootstraps with 999 resamples. The exponential shape is a warning: for a few very skewed scores no interval"
+        "Bootstraps with 499 resamples. The exponential shape is a warning: for a few very skewed scores no interval"
         " around a mean holds.",
         ("n", "scores"),
         names,
@@ -162,7 +162,7 @@ def one_mean(light: bool, n_runs: int) -> Iterator[Table]:
             def run(rng: Rng, n: int = n, draw: Callable = draw, truth: float = truth) -> list[bool]:
                 scores, seed = draw(rng, n), int(rng.integers(2**31))
                 boots = [
-                    bootstrap_mean(scores, method=method, n_resamples=999, resampling_seed=seed)
+                    bootstrap_mean(scores, method=method, n_resamples=499, resampling_seed=seed)
                     for method in ("studentised", "bca", "percentile")
                 ]
                 return [covers(one, truth) for one in (mean_score(scores), *boots)]
@@ -184,7 +184,7 @@ def clusters_of_grades(light: bool, n_runs: int) -> Iterator[Table]:
     table = Table(
         "One mean, or a paired difference, of graded scores in clusters",
         "Normal scores with an intraclass correlation. CR2 has Bell and McCaffrey's degrees of freedom, CR1 and CR3"
-        " have G - 1. Below 5 clusters there is no interval. Bootstraps have 999 resamples.",
+        " have G - 1. Below 5 clusters there is no interval. Bootstraps have 499 resamples.",
         ("clusters", "sizes", "ICC"),
         ("CR2", "CR3", "CR1", "studentised bootstrap", "percentile bootstrap", "clusters ignored"),
         ("CR2",),
@@ -205,7 +205,7 @@ def clusters_of_grades(light: bool, n_runs: int) -> Iterator[Table]:
             found = [clustered_mean(scores, clusters, estimator=one) for one in ("CR2", "CR3", "CR1")]
             found += [
                 bootstrap_mean(
-                    scores, cluster=clusters, method=m, n_resamples=999, resampling_seed=int(rng.integers(2**31))
+                    scores, cluster=clusters, method=m, n_resamples=499, resampling_seed=int(rng.integers(2**31))
                 )
                 for m in ("studentised", "percentile")
             ]
@@ -256,24 +256,25 @@ def repeats(light: bool, n_runs: int) -> Iterator[Table]:
     """Several answers to each item."""
     table = Table(
         "Several answers to each item",
-        "Items are right with chances of their own: uniform, or Beta(6, 2). Pooled rows count answers as items.",
+        "Items are right with chances of their own: uniform, or of a beta distribution. The default is a score interval"
+        " with the error of the item means, t the t interval over item means; pooled rows count answers as items.",
         ("n", "answers", "chances"),
-        ("t over item means", "pooled rows"),
-        ("t over item means",),
+        ("default", "t", "pooled rows"),
+        ("default",),
         n_runs=n_runs,
     )
-    cells = [(n, k, shape) for n in (20, 50, 200) for k in (2, 4, 10) for shape in ("uniform", "Beta(6, 2)")]
+    cells = [
+        (n, k, shape) for n in (20, 50, 200) for k in (2, 4, 10) for shape in ("uniform", "Beta(6, 2)", "Beta(9.5, .5)")
+    ]
     for index, (n, k, shape) in enumerate(some(light, cells, cells[1::5])):
 
         def run(rng: Rng, n: int = n, k: int = k, shape: str = shape) -> list[bool]:
-            chances = rng.random(n) if shape == "uniform" else rng.beta(6, 2, size=n)
-            truth = 0.5 if shape == "uniform" else 0.75
-            answers = (rng.random((n, k)) < chances[:, None]).astype(float)
-            pooled = clustered_mean(answers.ravel())
-            return [
-                covers(repeated_mean(answers.ravel(), np.repeat(np.arange(n), k)).mean, truth),
-                covers(pooled, truth),
-            ]
+            a, b = {"uniform": (1, 1), "Beta(6, 2)": (6, 2)}.get(shape, (9.5, 0.5))
+            truth = a / (a + b)
+            answers = (rng.random((n, k)) < rng.beta(a, b, size=(n, 1))).astype(float)
+            found = repeated_mean(answers.ravel(), np.repeat(np.arange(n), k)).mean
+            others = clustered_mean(answers.mean(axis=1)), clustered_mean(answers.ravel())
+            return [covers(one, truth) for one in (found, *others)]
 
         table.rows.append(((str(n), str(k), shape), simulate(n_runs, (5, index), run)))
     yield table

@@ -163,27 +163,42 @@ def clustered_proportion(right: npt.ArrayLike, cluster: Sequence[Any], *, confid
     found = t_interval(of, codes, sizes, confidence_level=confidence_level)
     if len(sizes) < MIN_CLUSTERS or found.df is None:
         return found
-    n, rate, level = found.n_items, found.estimate, confidence_level
-    tail = (1 - level) / 2
+    overlap = float(np.sum(sizes**2)) / len(of)
+    alike = min(max(intraclass_correlation(of, cluster) or 0.0, 0.0), 1.0)
+    return effective_interval(found, most=len(of) / (1 + (overlap - 1) * alike), own=len(of) / overlap)
+
+
+def effective_interval(found: Estimate, *, most: float, own: float) -> Estimate:
+    """Give a mean of answers the score interval for as many independent answers as it is worth.
+
+    Parameters
+    ----------
+    found
+        The mean, in [0, 1], with its standard error and degrees of freedom.
+    most
+        The most independent answers that it can be worth.
+    own
+        What it is worth if all answers of a unit are copies of each other.
+    """
+    rate, tail = found.estimate, (1 - found.confidence_level) / 2
     critical = float(stats.t.isf(tail, found.df))
-    overlap = float(np.sum(sizes**2)) / n
     method: ProportionMethod = "wilson"
     if not found.standard_error:
-        low, high = wilson(rate, len(sizes), critical)
+        low, high = wilson(rate, found.n, critical)
     else:
-        alike = min(max(intraclass_correlation(of, cluster) or 0.0, 0.0), 1.0)
-        worth = min(rate * (1 - rate) / found.standard_error**2, n / (1 + (overlap - 1) * alike), n)
+        worth = min(rate * (1 - rate) / found.standard_error**2, most)
         if worth * min(rate, 1 - rate) < RARE:
             method = "clopper-pearson"
-            worth = min(worth, math.sqrt(worth * n / overlap)) * (float(stats.norm.isf(tail)) / critical) ** 2
-            low, high = interval(rate * worth, worth, method=method, confidence_level=level)
+            worth = min(worth, math.sqrt(worth * own)) * (float(stats.norm.isf(tail)) / critical) ** 2
+            low, high = interval(rate * worth, worth, method=method, confidence_level=found.confidence_level)
         else:
             low, high = wilson(rate, worth, critical)
+    clustered = ", clusters CR2" if found.unit == "clusters" else ""
     return replace(
         found,
         low=low,
         high=high,
-        method=f"{_NAMES[method]}, effective number of items, clusters CR2",
+        method=f"{_NAMES[method]}, effective number of items{clustered}",
         quantity="the proportion",
         warnings=tuple(one for one in found.warnings if not one.startswith("all items are equal")),
     )

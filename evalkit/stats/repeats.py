@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import InputError
-from evalkit.stats.clusters import Floats, Ints, cluster_codes, t_interval
+from evalkit.stats.clusters import MIN_CLUSTERS, Floats, Ints, cluster_codes, t_interval
 from evalkit.stats.means import finite, mean_score
+from evalkit.stats.proportions import effective_interval
 from evalkit.stats.results import Estimate, Result
 
 POPULATION: Final = "items like these, and other answers to them"
@@ -77,9 +78,12 @@ def repeated_mean(
     """Estimate the mean score of items with any number of answers each, and its two variance components.
 
     Items count equally: the mean is that of the item means m_i, and its error is over items, Var(m) / n, which holds
-    both components, (between + within / K) / n. Rows must not be pooled: answers of one item are not independent.
-    Nor may items be resampled first and answers within them second: Var(m) counts the answers' noise already (the
-    larger error is sqrt(1 + within (K - 1) / K^2 / (between + within / K)) times the right one).
+    both components, (between + within / K) / n. Answers of 0 and 1 get a score interval with this error
+    (`proportions.effective_interval`), others the t interval.
+
+    Rows must not be pooled: answers of one item are not independent. Nor may items be resampled first and answers
+    within them second: Var(m) counts the answers' noise already (the larger error is
+    sqrt(1 + within (K - 1) / K^2 / (between + within / K)) times the right one).
 
     within is the pooled variance of the answers of an item; between is Var(m) - mean(within / K_i), and 0 where that is
     negative (Miller 2024, arXiv:2411.00640, section 3; analysis of variance with one random factor).
@@ -138,9 +142,10 @@ def _mean(
         confidence_level=confidence_level,
         method="t over item means",
     )
-    if found.low is None or found.high is None or not np.isin(values, (0.0, 1.0)).all():
+    if not np.isin(values, (0.0, 1.0)).all() or found.df is None or found.n < (MIN_CLUSTERS if of_items else 2):
         return found
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    # The answers to an item are a cluster. With no more than that known of them, its copies would count once.
+    return effective_interval(found, most=math.inf, own=float(found.n))
 
 
 def _components(

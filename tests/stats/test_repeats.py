@@ -88,12 +88,18 @@ def test_duplicated_answers_and_their_order_change_neither_mean_nor_interval(tab
             assert (other.low, other.high) == pytest.approx((one.low, one.high), abs=1e-9)
 
 
-def test_the_interval_covers():
-    covered = 0
-    for seed in range(1000):
-        found = repeated_mean(*uniform_items(30, 4, seed)).mean
-        covered += found.low <= 0.5 <= found.high
-    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
+def test_the_interval_covers_also_near_one_where_that_of_t_does_not():
+    rng = np.random.default_rng(7)
+    for (a, b), t_covers in (((1, 1), 0.95), ((9.7, 0.3), 0.8)):
+        truth, covered, by_t = a / (a + b), 0, 0
+        for _ in range(800):
+            answers = (rng.random((20, 4)) < rng.beta(a, b, size=(20, 1))).astype(float)
+            found = repeated_mean(answers.ravel(), np.repeat(range(20), 4)).mean
+            covered += found.low <= truth <= found.high
+            half = scipy_stats.t.ppf(0.975, 19) * scipy_stats.sem(answers.mean(1))
+            by_t += abs(answers.mean() - truth) <= half
+        assert covered / 800 >= 0.935
+        assert by_t / 800 == pytest.approx(t_covers, abs=0.08)
 
 
 def test_one_answer_each_is_the_plain_mean_and_tells_nothing_of_answers():
