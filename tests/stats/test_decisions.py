@@ -146,3 +146,30 @@ def test_a_wrong_verdict_comes_up_at_most_at_the_stated_rate(truth, wrong, rate)
         hits += decide(estimate(mean, error, df=199.0), rule).verdict == wrong
     assert hits / n_runs <= rate + 3 * np.sqrt(rate / n_runs)
     assert hits > 0 or wrong == "equivalent"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_equal_models_come_out_better_or_worse_at_most_at_the_stated_rate_and_planted_ones_are_found(binary, clustered):
+    rng = np.random.default_rng(3)
+    n_runs, rule = 600, DecisionRule(margin=0.1)
+    counts = dict.fromkeys(VERDICTS, 0)
+    found = 0
+    cluster = np.repeat(np.arange(40), 4) if clustered else None
+    for run in range(n_runs):
+        gain = 0.3 if run % 6 == 0 else 0.0
+        shared = np.repeat(rng.normal(0, 0.7, size=(40, 2)), 4, axis=0) if clustered else np.zeros((160, 2))
+        latent = rng.normal(size=(160, 1)) + shared + rng.normal(0, 0.5, size=(160, 2))
+        a, b = (latent[:, 0] > 0, latent[:, 1] > -2 * gain) if binary else (latent[:, 0], latent[:, 1] + 2 * gain)
+        wide, narrow = (
+            paired_difference(a, b, cluster=cluster, confidence_level=level, method="auto") for level in (0.95, 0.9)
+        )
+        verdict = decide(wide, rule, narrower=narrow).verdict
+        if gain:
+            found += verdict == "better"
+        else:
+            counts[verdict] += 1
+    slack = 3 * np.sqrt(0.025 / 500)
+    assert counts["better"] / 500 <= 0.025 + slack
+    assert counts["worse"] / 500 <= 0.025 + slack
+    assert found > 60
