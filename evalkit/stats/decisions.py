@@ -198,7 +198,7 @@ def at_level(estimate: Estimate, confidence_level: float) -> Estimate:
     error = estimate.standard_error or 0.0
     half = _quantile((1 + estimate.confidence_level) / 2, estimate.df) * error
     gap = max(abs(estimate.estimate - half - estimate.low), abs(estimate.estimate + half - estimate.high))
-    if gap > _TOLERANCE * (estimate.high - estimate.low):
+    if not gap <= _TOLERANCE * (estimate.high - estimate.low) < np.inf:
         raise InputError(
             f"the interval is not the t interval of its standard error ({estimate.method})",
             where="verdict",

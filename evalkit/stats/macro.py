@@ -66,7 +66,8 @@ def macro_mean(estimates: Sequence[Estimate], *, population: str = THESE_TASKS) 
 
     This suite: SE = sqrt(sum SE_k^2) / T, Satterthwaite degrees of freedom (`macro_difference`). Tasks like these:
     SE = sd(estimates) / sqrt(T), t with T - 1 degrees of freedom, which takes the tasks as a random sample; the items'
-    noise is in that spread already. Tasks that share items are not independent: `macro_of_shared_items`.
+    noise is in that spread already. A task whose interval is no t interval counts by that interval's width, if
+    it is more than its standard error. Tasks that share items are not independent: `macro_of_shared_items`.
 
     Parameters
     ----------
@@ -81,7 +82,9 @@ def macro_mean(estimates: Sequence[Estimate], *, population: str = THESE_TASKS) 
         There is no estimate, or the levels differ.
     """
     _check_tasks(estimates)
-    suite = replace(macro_difference(estimates), population=population, quantity="the mean over tasks")
+    suite = replace(
+        macro_difference(list(map(_with_error, estimates))), population=population, quantity="the mean over tasks"
+    )
     values = np.array([one.estimate for one in estimates])
     return MacroMean(suite, _tasks_as_sample(values, suite))
 
@@ -92,6 +95,19 @@ def _check_tasks(estimates: Sequence[Estimate]) -> None:
     levels = sorted({one.confidence_level for one in estimates})
     if len(levels) > 1:
         raise InputError(f"confidence levels {levels} are mixed", where="macro mean", do="Give all tasks one level")
+
+
+def _with_error(estimate: Estimate) -> Estimate:
+    """Give an interval that is no t interval (Wilson, Bonett-Price, bootstrap) an error that allows for its width.
+
+    30 of 30 right have a standard error of zero, but an interval; as a task of a mean they must not pass for certain.
+    Of few items, half right, Wilson's interval is narrower than the error says, but it is not centred at the mean.
+    """
+    if estimate.df is not None or estimate.low is None or estimate.high is None:
+        return estimate
+    z = float(stats.norm.ppf((1 + estimate.confidence_level) / 2))
+    error = max(estimate.standard_error or 0.0, (estimate.high - estimate.low) / 2 / z)
+    return replace(estimate, standard_error=error, df=max(estimate.n - 1.0, 1.0))
 
 
 def _tasks_as_sample(values: Floats, suite: Estimate) -> Estimate:
@@ -145,7 +161,8 @@ def micro_mean(estimates: Sequence[Estimate], *, population: str = THESE_TASKS) 
     """
     _check_tasks(estimates)
     total = sum(one.n_items for one in estimates)
-    weighted = [_transformed(one, scale=one.n_items * len(estimates) / total) for one in estimates]
+    shares = [one.n_items * len(estimates) / total for one in estimates]
+    weighted = [_transformed(_with_error(one), scale=share) for one, share in zip(estimates, shares, strict=True)]
     found = replace(macro_difference(weighted), population=population, quantity="the mean over items of all tasks")
     return found if len(estimates) == 1 else replace(found, method="mean over items of all tasks, Satterthwaite t")
 

@@ -214,7 +214,7 @@ def required_items(
     if reference == "t":
         n = max(n, math.ceil(2 * design.cluster_size))
         while _power(effect, design.standard_error(n), design.degrees(n, reference), alpha) < power:
-            n += max(1, n // 1000)
+            n += 1
     return plan(n, effect, design, power=power, alpha=alpha, reference=reference)
 
 

@@ -101,6 +101,8 @@ def test_an_interval_of_another_kind_needs_its_own_narrower_one():
     with pytest.raises(SpecError, match=r"level 0.95 where 0.9 is needed"):
         decide(score, rule, narrower=score)
     assert decide(score, DecisionRule()).verdict == "inconclusive"  # no margin, no need
+    with pytest.raises(InputError, match="not the t interval"):
+        decide(replace(estimate(0.0, 0.01), low=-np.inf), rule)
     with pytest.raises(InputError, match="TOST"):
         tost(replace(score, standard_error=None), 0.02)
 

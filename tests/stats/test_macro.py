@@ -17,6 +17,7 @@ from evalkit.stats.macro import (
     macro_of_shared_items,
     micro_mean,
 )
+from evalkit.stats.means import mean_score
 from evalkit.stats.paired import paired_difference
 
 
@@ -58,6 +59,22 @@ def test_each_interval_covers_what_it_is_for():
     assert suite / 1000 == pytest.approx(0.95, abs=0.021)
     assert like / 1000 == pytest.approx(0.95, abs=0.021)
     assert wrong / 1000 < 0.7  # this suite's interval says nothing about other tasks
+
+
+@pytest.mark.parametrize("rate", [0.6, 0.97])
+def test_tasks_of_right_and_wrong_count_by_their_own_intervals_and_the_mean_covers(rate):
+    rng = np.random.default_rng(13)
+    covered = micro = 0
+    sizes = (10, 20, 40, 80)
+    for _ in range(600):
+        parts = [mean_score((rng.random(n) < rate).astype(float)) for n in sizes]
+        suite, whole = macro_mean(parts).this_suite, micro_mean(parts)
+        covered += suite.low <= rate <= suite.high
+        micro += whole.low <= rate <= whole.high
+    assert covered / 600 >= 0.95 - 3 * 0.009
+    assert micro / 600 >= 0.95 - 3 * 0.009
+    perfect = macro_mean([mean_score(np.ones(30)), mean_score(np.ones(30))]).this_suite
+    assert perfect.low < 0.97
 
 
 def test_one_task_says_nothing_about_other_tasks():
