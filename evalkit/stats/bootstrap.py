@@ -217,8 +217,8 @@ def _multinomial_totals(
         if together:
             yield begin, rng.multinomial(n, counts / n, size=size) @ kinds
         else:
-            drawn = units[rng.integers(0, n, size=(size, n))]
-            yield begin, kinds[drawn].sum(axis=1)
+            drawn = units[rng.integers(0, n, size=(size, n))] + len(kinds) * np.arange(size)[:, None]
+            yield begin, np.bincount(drawn.ravel(), minlength=size * len(kinds)).reshape(size, -1) @ kinds
 
 
 def _poisson_totals(

@@ -204,6 +204,16 @@ class CrossedScores(Result):
 
         return pd.concat([one.to_frame().assign(new=new) for new, one in self.intervals.items()], ignore_index=True)
 
+    def explain(self) -> str:
+        """Say in two sentences what drawing each facet anew would change."""
+        known = {new: one for new, one in self.intervals.items() if one.low is not None}
+        ends = "; ".join(f"{one.low:.4g} to {one.high:.4g} for {one.population}" for one in known.values())
+        level = next(iter(self.intervals.values())).confidence_level
+        what = f"{100 * level:.4g}% intervals are {ends}" if known else "there is no interval for it"
+        notes = "".join(f"; {warning}" for warning in self.warnings)
+        levels = ", ".join(f"{count} {name}s" for name, count in self.levels.items())
+        return f"The mean of {levels} is {self.mean:.4g}, and {what}. Each interval answers its own question{notes}."
+
     def __str__(self) -> str:
         return "\n".join(
             [*(f"new {new}: {one}" for new, one in self.intervals.items()), *map(str, self.components), *self.warnings]

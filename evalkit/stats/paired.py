@@ -208,6 +208,19 @@ class EffectSizes(Result):
     odds_ratio: Estimate | None
     n_items: int
 
+    def explain(self) -> str:
+        """Say in two sentences who wins how often, and what the pairing is worth."""
+        wins = (
+            f"B scores higher on {self.share_b:.1%} of {self.n_items} items, A on {self.share_a:.1%}, and they are"
+            f" equal on {self.share_tied:.1%}."
+        )
+        spread = "" if self.standardised is None else f", {self.standardised:.3g} standard deviations of its items"
+        paired = ""
+        if self.standard_error is not None and self.standard_error_unpaired is not None:
+            errors = f"{self.standard_error:.4g} ({self.standard_error_unpaired:.4g} if unpaired)"
+            paired = f", with a standard error of {errors}"
+        return f"{wins} The mean difference B - A is {self.difference:.4g}{spread}{paired}."
+
     def __str__(self) -> str:
         standardised = "" if self.standardised is None else f", d_z {self.standardised:+.3f}"
         return (

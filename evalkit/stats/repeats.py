@@ -59,6 +59,10 @@ class RepeatedScore(Result):
             raise InputError("one answer per item does not tell how answers vary", do="Ask some items twice")
         return math.sqrt((self.variance_between + self.variance_within / repeats) / (n_items or self.n_items))
 
+    def explain(self) -> str:
+        """Say in two sentences what the mean is and what it holds for."""
+        return self.mean.explain()
+
     def __str__(self) -> str:
         if self.variance_between is None or self.variance_within is None:
             return f"{self.mean}; variance of answers unknown"

@@ -142,8 +142,14 @@ class Estimate(Result):
 
     def explain(self) -> str:
         """Say in two plain sentences what was found and what it holds for."""
-        items = "" if self.n_items == self.n and self.unit == "items" else f" in {self.n_items} items"
-        counted = f"{self.n} {self.unit}{items}"
+        counted = f"{self.n} {self.unit}"
+        if self.n != self.n_items:
+            joined = "in" if self.unit == "clusters" else "with"
+            counted = (
+                f"{self.n} of {self.n_items} items"
+                if self.unit == "items"
+                else f"{self.n_items} items {joined} {counted}"
+            )
         if self.low is None or self.high is None:
             found = f"On {counted}, {self.quantity} is {self.estimate:.4g}, and there is no interval for it."
         else:

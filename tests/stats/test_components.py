@@ -123,6 +123,10 @@ def test_with_one_seed_the_variance_of_seeds_is_unknown():
     with pytest.raises(InputError, match="unknown"):
         found.standard_error(["seed"], seed=3)
     assert CrossedScores.from_json(found.to_json()) == found
+    assert found.explain().count(". ") == 1
+    assert "with these seeds" in found.explain()
+    assert "one seed only" in str(found)
+    assert len(found.to_frame()) == 3
 
 
 def test_a_design_says_what_more_of_each_would_buy():

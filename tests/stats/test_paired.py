@@ -274,4 +274,6 @@ def test_effect_sizes_say_who_wins_and_by_how_much():
     assert found.probability_b_wins == 0.625
     assert found.standardised == pytest.approx((b - a).mean() / (b - a).std(ddof=1))
     assert found.odds_ratio is None
+    assert "higher on 50.0% of 4 items" in found.explain()
+    assert found.explain().count(". ") == 1
     assert type(found).from_json(found.to_json()) == found

@@ -64,6 +64,13 @@ def test_an_explanation_is_two_sentences_with_the_numbers_and_their_meaning():
     assert "seed 7" in ESTIMATE.explain()
 
 
+def test_an_explanation_counts_items_and_units():
+    assert "On 1319 items," in ESTIMATE.explain()
+    assert "On 1319 items in 25 clusters," in replace(ESTIMATE, unit="clusters", n=25).explain()
+    assert "On 1319 items with 3 seeds," in replace(ESTIMATE, unit="seeds", n=3).explain()
+    assert "On 361 of 1319 items," in replace(ESTIMATE, n=361).explain()
+
+
 def test_levels_are_written_out():
     assert "97.5% interval" in str(replace(ESTIMATE, confidence_level=0.975))
 
