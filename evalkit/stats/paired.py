@@ -81,9 +81,11 @@ def smoothed_difference(
     Raises
     ------
     InputError
-        The lengths differ, or a value is not finite.
+        The lengths differ, or a value is none of these.
     """
     of = finite(difference)
+    if not np.isin(of, (-1.0, 0.0, 1.0)).all():
+        raise InputError("differences of right and wrong answers are -1, 0 or 1", do="Use paired_difference")
     codes, sizes = cluster_codes(cluster, len(of))
     plain = _as_difference(
         t_interval(of, codes, sizes, confidence_level=confidence_level, population=POPULATION, method="paired t")

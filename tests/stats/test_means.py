@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -64,6 +67,19 @@ def test_a_named_error_takes_the_t_distribution(estimator):
     assert found.high - found.estimate == pytest.approx(scipy_stats.t.ppf(0.975, 9) * found.standard_error)
     plain = clustered_mean(values, estimator=estimator)
     assert plain.standard_error == pytest.approx(scipy_stats.sem(values))
+
+
+def test_alpaca_evals_win_rates_and_errors_are_the_published_ones(data_dir):
+    with gzip.open(data_dir / "judges" / "alpaca_eval_verdicts.jsonl.gz", "rt") as file:
+        models = [json.loads(line) for line in file]
+    assert len(models) == 24
+    for model in models:
+        given = [verdict["preference"] for verdict in model["verdicts"]]
+        # 0 is how a tie was written there.
+        wins = [0.5 if one == 0 else one - 1 for one in given if one is not None]
+        found = clustered_mean(wins)
+        assert 100 * found.estimate == pytest.approx(float(model["published"]["win_rate"]), abs=1e-6)
+        assert 100 * found.standard_error == pytest.approx(float(model["published"]["standard_error"]), abs=1e-6)
 
 
 def test_few_clusters_warn_and_fewer_are_refused():

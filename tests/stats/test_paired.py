@@ -218,6 +218,8 @@ def test_equal_differences_in_clusters_are_counted_by_clusters():
     half = 1.959964 * np.sqrt(2 / 12 / 12)
     assert (found.low, found.high) == pytest.approx((-half, half), abs=1e-6)
     assert smoothed_difference(np.ones(60), clusters).high == 1
+    with pytest.raises(InputError, match="-1, 0 or 1"):
+        smoothed_difference([0.5] * 8, list("aabbccdd"))
     assert smoothed_difference([1.0, 0.0] * 4, [1, 1, 2, 2, 3, 3, 4, 4]).low is None
 
 
