@@ -1,7 +1,7 @@
 """Coverage of every interval and size of every test, over a grid; writes docs/validity.md.
 
 python benchmarks/validity.py           # the whole grid, a few minutes
-python benchmarks/validity.py --light   # the same tables with fewer cells and repetitions; writes nothing
+python benchmarks/validity.py --light   # fewer cells and repetitions; writes nothing, fails if a default is off
 
 Where the outcomes can be enumerated the figures are exact, otherwise they are simulated with fixed seeds. A figure of a
 recommended method is a failure if it is off nominal by more than three Monte-Carlo standard errors (exact figures: by
@@ -520,11 +520,12 @@ def main() -> None:
     print(text)
     if not options.light:
         PAGE.write_text(text, encoding="utf-8")
+    failures = [f"{table.title}: {one}" for table in tables for one in table.failures()]
     finish(
         options,
         {
             "validity_figures": sum(len(table.rows) * len(table.recommended) for table in tables),
-            "validity_failures": sum(len(table.failures()) for table in tables),
+            "validity_failures": len(failures),
             "validity_lowest_coverage": round(
                 min(
                     value
@@ -538,6 +539,8 @@ def main() -> None:
             ),
         },
     )
+    if options.light and failures:
+        raise SystemExit("recommended methods are off:\n" + "\n".join(failures))
 
 
 if __name__ == "__main__":
