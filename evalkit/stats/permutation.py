@@ -112,11 +112,11 @@ def _kinds(sums: Floats, sizes: Floats) -> _Kinds:
 
 
 def _statistic(total: Floats, cross: Floats, kinds: _Kinds) -> Floats:
-    """|mean| / SE from the sum of all differences and the sum of s_c m_c; infinite when the residuals are zero."""
+    """|mean| / SE, but for a factor, from the sum of all differences and the sum of s_c m_c over clusters."""
     mean = total / kinds.n
     variance = kinds.square_sums - 2 * mean * cross + mean**2 * kinds.square_sizes
     floor = 1e-12 * max(kinds.square_sums, np.finfo(float).tiny)
-    # All clusters' means equal: as far from zero as can be; told apart by the mean below.
+    # Where all means are equal the variance is zero but for rounding: as far from zero as can be.
     found: Floats = np.abs(total) / np.sqrt(np.maximum(variance, floor))
     return found
 
