@@ -22,6 +22,9 @@ Estimator = Literal["CR1", "CR2", "CR3"]
 MIN_CLUSTERS: Final = 5
 """Below this many clusters no interval is given: none covers as it says."""
 
+ITEMS_PER_SQUARED_SKEWNESS: Final = 25
+"""A t interval of fewer items than this times the squared skewness comes with a warning (Cochran 1977, section 2.15)."""
+
 FEW_DEGREES: Final = 19
 """Below these degrees of freedom, those of 20 clusters of one size, a clustered interval comes with a warning."""
 
@@ -135,6 +138,11 @@ def t_interval(
     else:
         half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * (standard_error or 0.0)
         low, high = mean - half, mean + half
+        skewness = 0.0 if clustered else float(stats.skew(values))
+        if n < ITEMS_PER_SQUARED_SKEWNESS * skewness**2:
+            warnings.append(
+                f"{n} items are few for scores this skewed ({skewness:+.1f}): it may cover less than it says"
+            )
         if clustered and df < FEW_DEGREES:
             uneven = (
                 f" (of uneven size, worth {df + 1:.1f} of one size)" if np.ptp(sizes) and estimator == "CR2" else ""

@@ -116,6 +116,12 @@ def test_labels_of_clusters_and_their_order_do_not_matter():
     assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
 
 
+def test_few_very_skewed_scores_come_with_a_warning():
+    scores = np.r_[np.zeros(28), 1.0, 0.8]
+    assert "few for scores this skewed" in t_interval(scores, *cluster_codes(None, 30)).warnings[0]
+    assert not t_interval(np.tile([0.0, 0.3, 1.0], 10), *cluster_codes(None, 30)).warnings
+
+
 def test_the_intraclass_correlation_of_a_planted_one_is_recovered():
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 12, size=3000)
