@@ -23,7 +23,8 @@ MIN_CLUSTERS: Final = 5
 """Below this many clusters no interval is given: none covers as it says."""
 
 ITEMS_PER_SQUARED_SKEWNESS: Final = 25
-"""A t interval of fewer items than this times the squared skewness comes with a warning (Cochran 1977, section 2.15)."""
+"""A t interval of fewer items than this times the squared skewness comes with a warning (Cochran 1977, section
+2.15)."""
 
 FEW_DEGREES: Final = 19
 """Below these degrees of freedom, those of 20 clusters of one size, a clustered interval comes with a warning."""
@@ -138,7 +139,8 @@ def t_interval(
     else:
         half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * (standard_error or 0.0)
         low, high = mean - half, mean + half
-        skewness = 0.0 if clustered else float(stats.skew(values))
+        residuals = values - mean
+        skewness = 0.0 if clustered else float(np.mean(residuals**3) / np.mean(residuals**2) ** 1.5)
         if n < ITEMS_PER_SQUARED_SKEWNESS * skewness**2:
             warnings.append(
                 f"{n} items are few for scores this skewed ({skewness:+.1f}): it may cover less than it says"

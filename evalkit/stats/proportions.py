@@ -200,5 +200,6 @@ def effective_interval(found: Estimate, *, most: float, own: float) -> Estimate:
         high=high,
         method=f"{_NAMES[method]}, effective number of items{clustered}",
         quantity="the proportion",
-        warnings=tuple(one for one in found.warnings if not one.startswith("all items are equal")),
+        # What the t interval warns of does not concern this one, but for few clusters.
+        warnings=tuple(one for one in found.warnings if "clusters are few" in one),
     )

@@ -117,6 +117,13 @@ def test_items_that_differ_less_than_by_chance_have_no_variance_between_them():
     assert RepeatedScore.from_json(found.to_json()) == found
 
 
+def test_few_items_of_which_nearly_all_are_right_need_no_warning():
+    answers = np.ones((20, 3))
+    answers[0, 0] = 0
+    assert not repeated_mean(answers.ravel(), np.repeat(range(20), 3)).mean.warnings
+    assert repeated_mean(0.9 * answers.ravel(), np.repeat(range(20), 3)).mean.warnings
+
+
 def test_clusters_are_of_items():
     scores, items = uniform_items(40, 3, 6)
     found = repeated_mean(scores, items, cluster=items // 4)
