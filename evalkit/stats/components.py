@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from evalkit.errors import InputError, SpecError
 from evalkit.stats.clusters import MIN_CLUSTERS, Floats, cluster_codes, t_interval
@@ -539,13 +539,13 @@ def _combined(parts: Sequence[tuple[float, float]], confidence_level: float) -> 
     total = sum(variance for variance, _ in parts)
     if total <= 0:
         return 0.0, 1.0
-    tail = (1 - confidence_level) / 2
-    squares = sum(variance * float(stats.t.isf(tail, df)) ** 2 for variance, df in parts)
-    critical = math.sqrt(squares / total)
+    below = (1 + confidence_level) / 2
+    critical = math.sqrt(sum(variance * float(special.stdtrit(df, below)) ** 2 for variance, df in parts) / total)
     low, high = min(df for _, df in parts), max(df for _, df in parts)
-    if low == high or critical >= float(stats.t.isf(tail, low)) or critical <= float(stats.t.isf(tail, high)):
-        return total, low if critical >= float(stats.t.isf(tail, low)) else high
-    return total, float(optimize.brentq(lambda df: float(stats.t.isf(tail, df)) - critical, low, high, xtol=1e-10))
+    ends = [float(special.stdtrit(df, below)) - critical for df in (low, high)]
+    if ends[0] <= 0 or ends[1] >= 0:  # but for rounding, all parts have the same degrees of freedom, or one is all
+        return total, low if ends[0] <= 0 else high
+    return total, float(optimize.brentq(lambda df: float(special.stdtrit(df, below)) - critical, low, high, xtol=1e-10))
 
 
 def _estimate(
