@@ -161,8 +161,8 @@ def one_mean(light: bool, n_runs: int) -> Iterator[Table]:
     names = ("t", "studentised bootstrap", "BCa", "percentile")
     table = Table(
         "One mean of graded scores, independent items",
-        "Bootstraps with 499 resamples. The exponential shape is a warning: for a few very skewed scores no interval"
-        " around a mean holds.",
+        "Bootstraps with 499 resamples. The t interval falls short for few very skewed scores, and comes with a warning"
+        " where items are fewer than 25 times the squared skewness.",
         ("n", "scores"),
         names,
         ("t",),
@@ -379,8 +379,8 @@ def pairs_in_clusters(light: bool, n_runs: int) -> Iterator[Table]:
     yield table
     size = Table(
         "Sign-flip test over clusters",
-        "Size at 0.05, 999 random sign vectors or all. Its null hypothesis is a symmetric difference; for the last row,"
-        " exponential clusters less their mean, that does not hold.",
+        "Size at 0.05, 999 random sign vectors or all. Its null hypothesis is a symmetric difference; for"
+        " exponential clusters less their mean that does not hold.",
         ("clusters", "scores"),
         ("sign-flip, studentised", "clusters ignored (t)"),
         ("sign-flip, studentised",),
