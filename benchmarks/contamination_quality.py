@@ -6,7 +6,8 @@ Items of MMLU, GSM8K, HumanEval and BIG-Bench Hard are planted in documents of t
 `planting`). The documents that carry plants are taken out of the corpus; the others stay as they are. Each way is
 measured as if only its plants had been planted: evalkit audits the unplanted documents and those of the way; decon,
 which judges each document by itself, reads all documents once, and of its reports those about the same documents count.
-The same goes for evalkit's search for rewritten items (rule "semantic"), where the embedding model is installed.
+The same goes for evalkit's search for rewritten items (rule "semantic"), which is made with `--semantic` only;
+`semantic_quality` has it by itself.
 
 What is judged is a pair: a benchmark item and a document in which the tool says it found the item.
 
@@ -29,7 +30,6 @@ record for each choice. Answers alone are planted when they have at least 8 word
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import tempfile
@@ -54,6 +54,7 @@ from planting import (
     vocabulary_of,
     ways,
     words,
+    write_lines,
 )
 
 from evalkit import tables
@@ -62,7 +63,7 @@ from evalkit.contamination.benchmarks import Benchmark, from_file, parse_fields
 from evalkit.contamination.canaries import canary_benchmark
 from evalkit.contamination.findings import apply_rules
 from evalkit.contamination.index import build_index
-from evalkit.contamination.rules import DIRTY, load_rules
+from evalkit.contamination.rules import DIRTY, FUZZY, load_rules
 from evalkit.contamination.scan import ShardRuns, scan_shard
 from evalkit.contamination.semantic.audit import RULE as SEMANTIC_RULE
 from evalkit.contamination.semantic.audit import SEMANTIC, audit_semantic
@@ -82,7 +83,7 @@ TARGETS = {
     "edited_10": (0.95, 0.0),
     "rewritten_gsm8k": (0.9, 0.9),
 }
-"""Recall and precision that the best rule should reach in these rows."""
+"""Recall and precision that a rule should reach in these rows: of edits `fuzzy`, of the others any."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,7 @@ def _same_text(one: Item, other: Item) -> bool:
 
 def write_documents(path: Path, texts: Iterable[str]) -> None:
     """Write a corpus file."""
-    with path.open("w", encoding="utf-8") as out:
-        for row, text in enumerate(texts):
-            out.write(json.dumps({"id": f"{path.stem}/{row}", "text": text}, ensure_ascii=False) + "\n")
+    write_lines(path, ({"id": f"{path.stem}/{row}", "text": text} for row, text in enumerate(texts)))
 
 
 def found_by_decon(corpus: Path, benchmarks: Sequence[ItemFile], folder: Path) -> list[Pair]:
@@ -214,7 +213,7 @@ class Auditor:
     """evalkit's audit of the unplanted documents, which are scanned once, and of those planted in one way."""
 
     def __init__(self, base: Path, benchmarks: Sequence[ItemFile]) -> None:
-        loaded = [from_file(one.path, fields=parse_fields(one.fields) if one.fields else None) for one in benchmarks]
+        loaded = load(benchmarks)
         self._numbers = {(b, i): (one.name, i) for b, one in enumerate(benchmarks) for i in range(len(loaded[b].items))}
         self._looked_for = [*loaded, canary_benchmark()]
         self._rules = load_rules(["all"])
@@ -257,6 +256,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=100, help="planted items of each benchmark and way (default 100)")
     parser.add_argument("--documents", type=int, help="unplanted documents (default: all)")
+    parser.add_argument("--semantic", action="store_true", help="also search for rewritten items (half an hour more)")
     parser.add_argument("--seed", type=int, default=0, help="of what is planted where (default 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -282,7 +282,7 @@ def main() -> None:
         auditor = Auditor(corpus / f"{BASE}.jsonl", benchmarks)
         of_decon = found_by_decon(corpus, benchmarks, folder)
         files = [corpus / f"{name}.jsonl" for name in (BASE, *plants)]
-        rewritten = found_in_other_words(files, benchmarks, folder / "audit")
+        rewritten = found_in_other_words(files, benchmarks, folder / "audit") if options.semantic else None
         scores: dict[str, dict[str, Score]] = {}
         for way in plants:
             found = {PEER: of_decon, **auditor.found_by_rules(corpus / f"{way}.jsonl")}
@@ -337,7 +337,9 @@ def reaches(way: str, scores: Mapping[str, Score]) -> bool:
     """Whether one rule reaches the row's target."""
     recall, precision = TARGETS[way]
     return any(
-        one.recall >= recall and (one.precision or 0.0) >= precision for name, one in scores.items() if name != PEER
+        one.recall >= recall and (one.precision or 0.0) >= precision
+        for name, one in scores.items()
+        if name != PEER and (way != "edited_10" or name == FUZZY)
     )
 
 

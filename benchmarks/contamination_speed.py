@@ -34,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ import pyarrow as pa
 from harness import arguments, finish, show
 from models import DATA
 from peer_decon import DETECT, decon_python, seconds_in, write_references
-from planting import ItemFile, plant, read_benchmarks, read_documents, read_lines
+from planting import ItemFile, plant, read_benchmarks, read_documents, read_lines, write_lines
 
 from evalkit.contamination.audit import RECORDED_N, audit
 from evalkit.contamination.benchmarks import from_file
@@ -56,7 +56,7 @@ from evalkit.engines import LocalEngine
 N_WORKERS = 2
 N_COPIES = 4
 LEAST_BYTES = 300_000_000
-N_PLANTS = 4000
+N_PLANTS = 2000
 """Items planted in each copy of the corpus."""
 
 TIMES = ("index", "scan", "command", "processor")
@@ -183,14 +183,6 @@ def write_corpus(folder: Path, documents: Sequence[str], benchmarks: Sequence[It
         rows = ({"id": f"{copy}/{row}", "source": "assistant_answers", "text": t} for row, t in enumerate(texts))
         paths.append(write_lines(folder / f"copy_{copy}.jsonl", rows))
     return paths
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> Path:
-    """Write a file of JSON lines."""
-    with path.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
 
 
 def tenth_of(benchmark: ItemFile, folder: Path) -> ItemFile:

@@ -16,7 +16,7 @@ import random
 import re
 import tokenize
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,14 @@ def read_lines(path: Path) -> Iterator[Any]:
     opener: Callable[..., Any] = {".gz": gzip.open, ".zst": zstandard.open}.get(path.suffix, open)
     with opener(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> Path:
+    """Write a file of JSON lines."""
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
 
 
 def read_benchmarks(data: Path, folder: Path) -> list[ItemFile]:

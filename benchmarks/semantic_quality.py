@@ -18,7 +18,6 @@ a HumanEval item, and of which a language model called 18 the same problem: thos
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from harness import arguments, finish, show
 from models import DATA
-from planting import Item, plant, read_benchmarks, read_documents, read_lines, read_rewritten
+from planting import Item, plant, read_benchmarks, read_documents, read_lines, read_rewritten, write_lines
 
 from evalkit.contamination.semantic.embedding import find_model
 from evalkit.contamination.semantic.evidence import THRESHOLD, score
@@ -70,12 +69,6 @@ class Score:
         """Share of the found pairs that are plants; None when there are none."""
         n_pairs = self.n_found + self.n_false_in_plants + self.n_false_elsewhere + self.n_false_alike
         return self.n_found / n_pairs if n_pairs else None
-
-
-def write_documents(path: Path, texts: Sequence[str]) -> None:
-    """Write a corpus file."""
-    with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 def gsm8k_ways(items: Sequence[Item], rewritten: Mapping[tuple[str, int], str], hosts: Sequence[str]) -> list[Way]:
@@ -123,9 +116,9 @@ def run(
 ) -> dict[str, Score]:
     """Search for all items in all documents at once, and count for each way."""
     folder.mkdir()
-    write_documents(folder / f"{BASE}.jsonl", base)
+    write_lines(folder / f"{BASE}.jsonl", ({"text": text} for text in base))
     for way in ways:
-        write_documents(folder / f"{way.name}.jsonl", way.documents)
+        write_lines(folder / f"{way.name}.jsonl", ({"text": text} for text in way.documents))
     questions = list(dict.fromkeys(item.question for item in items))
     begun = time.perf_counter()
     work = folder / "work"

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from evalkit.errors import EvalkitError
+from evalkit.terminal import safe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -738,7 +739,7 @@ def _print_semantic(result: SemanticResult) -> None:
     table = _table("benchmark", "rule", "items", "dirty", "unknown", "too short", "documents", title="Rewritten items")
     for one in result.summaries:
         counts = (one.n_items, one.n_dirty, one.n_unknown, one.n_too_short, one.n_documents)
-        table.add_row(escape(one.benchmark), "semantic", *(f"{n:,}" for n in counts))
+        table.add_row(escape(safe(one.benchmark)), "semantic", *(f"{n:,}" for n in counts))
     console = _console()
     console.print(table)
     console.print(
@@ -869,7 +870,7 @@ def compare(
         audit,
         rules=[comparison.rule or ""],
         tasks=[task.task for task in comparison.tasks],
-        metric=metric,
+        metric={task.task: (task.metric, task.filter) for task in comparison.tasks},
         confidence_level=confidence_level,
     )
     if as_json:
@@ -983,7 +984,7 @@ def _shortened(value: Any) -> str:
     from rich.markup import escape
 
     text = "none" if value is None else str(value)
-    return escape(text if len(text) <= 30 else f"{text[:12]}\u2026{text[-17:]}")
+    return escape(safe(text if len(text) <= 30 else f"{text[:12]}\u2026{text[-17:]}"))
 
 
 @app.command(epilog="Example: evalkit quickstart --out my-first-comparison")
@@ -1055,7 +1056,7 @@ def _print_audit(result: AuditResult) -> None:
     for one in result.summaries:
         counts = (f"{n:,}" for n in (one.n_items, one.n_dirty, one.n_dirty_short))
         share = f"{one.n_dirty / max(one.n_items, 1):.1%}"
-        table.add_row(escape(one.benchmark), escape(one.rule), *counts, share, f"{one.n_documents:,}")
+        table.add_row(escape(safe(one.benchmark)), escape(safe(one.rule)), *counts, share, f"{one.n_documents:,}")
     console.print(table)
     if any(one.n_dirty_short for one in result.summaries):
         words = ", ".join(f"{n} for {rule}" for rule, n in {one.rule: one.n for one in result.summaries}.items())
@@ -1065,14 +1066,15 @@ def _print_audit(result: AuditResult) -> None:
             markup=False,
         )
     if result.n_boilerplate:
-        more = ", ".join(f"{one.n_boilerplate:,} {one.benchmark} by {one.rule}" for one in result.summaries)
+        more = safe(", ".join(f"{one.n_boilerplate:,} {one.benchmark} by {one.rule}" for one in result.summaries))
         console.print(
             f"boilerplate: {result.n_boilerplate:,} matches are phrases that many items share or the corpus often has, "
             f"and do not count; if they did, more items would be dirty: {more}",
             markup=False,
         )
     for name, rules in _without_text(result).items():
-        console.print(f"{name} items have no text to look for ({', '.join(rules)}); they are not counted", markup=False)
+        what = f"{safe(name)} items have no text to look for ({', '.join(rules)}); they are not counted"
+        console.print(what, markup=False)
     megabytes = result.n_bytes / 1e6
     console.print(
         f"{result.n_documents:,} documents in {result.n_files} files, {megabytes:,.1f} MB of text, "
@@ -1087,13 +1089,11 @@ def _print_audit(result: AuditResult) -> None:
         kinds = ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in result.n_by_kind.items() if kind != "empty")
         console.print(f"{result.n_bad_rows:,} rows could not be read (listed in bad_rows.jsonl): {kinds}", markup=False)
         for row in result.bad_rows[:5]:
-            console.print(f"  {row.file}, row {row.row}: {row.reason}", markup=False)
+            console.print(safe(f"  {row.file}, row {row.row}: {row.reason}"), markup=False)
 
 
 def _print_verification(result: Verification) -> None:
     """Print what was checked, and what is not as it should be."""
-    from evalkit.contamination.show import safe
-
     console, n_unchecked = _console(), result.n_sampled - result.n_right - result.n_wrong
     console.print(
         f"matches: {result.n_sampled:,} of {result.n_matches:,} (seed {result.seed}): {result.n_right:,} right, "
@@ -1119,7 +1119,7 @@ def _print_clean(result: CleanResult) -> None:
     console, totals = _console(), result.totals
     table = _table("reason", "dropped", "cut", title=escape(f"Clean corpus: {result.directory}"))
     for reason, counts in result.reasons.items():
-        table.add_row(escape(reason), f"{counts['dropped']:,}", f"{counts['cut']:,}")
+        table.add_row(escape(safe(reason)), f"{counts['dropped']:,}", f"{counts['cut']:,}")
     console.print(table)
     n_copied = sum(one.is_copy for one in result.files)
     lines = [
@@ -1163,13 +1163,13 @@ def main() -> None:
     try:
         app()
     except EvalkitError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {safe(str(error))}", err=True)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         # A full disk, a folder without permission: the machine's trouble, not a bug of ours.
         if error.errno is None or error.filename is None:
             raise
-        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        typer.echo(f"error: {safe(str(error.filename))}: {error.strerror}", err=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         typer.echo("interrupted (evalkit run goes on where it stopped when you give the same command)", err=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evalkit.files import to_json
+from evalkit.terminal import safe
 
 logger = logging.getLogger("evalkit")
 
@@ -178,10 +179,10 @@ def log_to(path: Path) -> Iterator[None]:
 def say(message: str) -> None:
     """Tell the user something about the work, on stderr, and log it."""
     logger.info(message)
-    print(message, file=sys.stderr)
+    print(safe(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
     """Tell the user something that may change what the result means, on stderr, and log it."""
     logger.warning(message)
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {safe(message)}", file=sys.stderr)

@@ -23,6 +23,7 @@ PLANTED_SHARE: Final = 0.25
 """Share of the evaluated items that are planted in the corpus."""
 
 MIN_LIMIT: Final = 20
+_ORDER: Final = ("passage", "question", "choices", "answer")
 _N_SHARDS: Final = 2
 
 
@@ -141,6 +142,8 @@ def _evaluated(run_dir: Path) -> list[Benchmark]:
 
 def _make_corpus(story: _Story, out: Path, run_dir: Path) -> Mapping[str, str]:
     """Write a corpus with a known leak; return where each planted item lies, by its hash."""
+    from evalkit.contamination.benchmarks import kind_of_field
+
     story.step("3. A training corpus with a known leak: Python's own source files, and some of the items among them")
     rng = random.Random("quickstart corpus")
     documents = [(str(path), path.read_text(encoding="utf-8", errors="replace")) for path in _source_files()]
@@ -150,7 +153,9 @@ def _make_corpus(story: _Story, out: Path, run_dir: Path) -> Mapping[str, str]:
         for item, number in zip(chosen, rng.sample(range(len(documents)), len(chosen)), strict=True):
             name, text = documents[number]
             lines = text.split("\n")
-            lines.insert(rng.randrange(len(lines) + 1), "\n".join(item.fields.values()))
+            # As people would post it: the question, the choices, the answer last.
+            fields = sorted(item.fields.items(), key=lambda one: _ORDER.index(kind_of_field(one[0])))
+            lines.insert(rng.randrange(len(lines) + 1), "\n".join(text for _, text in fields))
             documents[number] = (name, "\n".join(lines))
             planted[item.doc_hash] = name
     for shard in range(_N_SHARDS):

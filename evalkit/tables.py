@@ -173,12 +173,15 @@ def from_columns(table: TableSchema, columns: Mapping[str, Any]) -> pa.Table:
         raise ValueError(f"columns of unequal length: {sorted(lengths)}")
     n = lengths.pop() if lengths else 0
     arrays = [
-        pa.array(columns[field.name], type=field.type, from_pandas=True)
-        if field.name in columns
-        else pa.nulls(n, type=field.type)
+        _array(columns[field.name], field.type) if field.name in columns else pa.nulls(n, type=field.type)
         for field in table.schema
     ]
     return validate(pa.table(arrays, schema=table.schema), table)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    # Chunk by chunk: all values of a column of strings can be more than one array holds.
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, type=kind, from_pandas=True)
 
 
 def from_rows(table: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

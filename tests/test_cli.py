@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.reports.runs import write_run
@@ -80,6 +82,27 @@ def test_a_broken_row_is_reported_and_told_by_the_exit_code_unless_allowed(corpu
     assert "broken.jsonl, row 1: " in done.stdout
     assert (corpus / "a" / "items.parquet").exists()
     assert evalkit(*command, "b", "--allow-bad-rows", 1, cwd=corpus).returncode == 0
+
+
+EVIL = "x\u001bcFAKE\u001b[2J\u202e"
+
+
+def test_no_name_in_a_corpus_is_obeyed_by_the_terminal(corpus):
+    pq.write_table(pa.table({EVIL: ["t"]}), corpus / "a.parquet")
+    done = evalkit("audit", "--corpus", "a.parquet", "--benchmark", "items.jsonl", "--out", "a", cwd=corpus)
+    assert "the columns are: x<U+001B>cFAKE<U+001B>[2J<U+202E>" in mistake(done)
+    (corpus / f"{EVIL}.jsonl").write_text(json.dumps({EVIL: "t"}) + "\n" + json.dumps({"text": "what is love"}) + "\n")
+    (corpus / f"{EVIL} items.jsonl").write_text('{"question": "What is love?"}\n')
+    names = ["--corpus", f"{EVIL}.jsonl", "--benchmark", f"{EVIL} items.jsonl", "--rule", "gpt3-clean"]
+    done = evalkit("audit", *names, "--out", "a", "--clean", "new", cwd=corpus)
+    assert done.returncode == 1, done.stderr
+    assert "x<U+001B>cFAKE<U+001B>[2J<U+202E>.jsonl, row 0: no field 'text'" in done.stdout.replace("\n", "")
+    assert "gpt3-clean: x<U+001B>cFAKE" in done.stdout
+    assert evalkit("audit", "clean", "a", "--to", "new", cwd=corpus).returncode == 2
+    (corpus / f"{EVIL}.jsonl").unlink()
+    gone = evalkit("audit", "clean", "a", "--to", "new", "--overwrite", cwd=corpus)
+    for text in (done.stdout, done.stderr, mistake(gone)):
+        assert "\u001b" not in text and "\u202e" not in text
 
 
 def test_mistakes_are_one_line_that_says_what_where_and_what_to_do(corpus):

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 LEVELS = {
-    0: {"errors", "files", "resources", "tables", "progress", "__init__"},
+    0: {"errors", "files", "resources", "tables", "progress", "terminal", "__init__"},
     1: {"corpora", "engines", "stats", "tasks"},
     2: {"runs", "contamination", "dedup", "judges"},
     3: {"reports"},

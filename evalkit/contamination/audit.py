@@ -27,8 +27,8 @@ from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
 from evalkit.progress import progress_bar, say
 
-WORK: Final = "unfinished"
-"""Folder in an audit directory with what is needed to go on after a kill; gone when the audit is complete."""
+WORK: Final = ".unfinished"
+"""Hidden folder in an audit directory with what is needed to go on after a kill; gone when the audit is complete."""
 
 RECORDED_N: Final = 8
 """Runs of at least so many tokens are recorded, whatever the rules, so that other rules can be applied later."""
@@ -169,7 +169,9 @@ def _scan(
     engine: Engine,
 ) -> list[ShardRuns]:
     """Scan all parts of the corpus that an earlier audit has not left scanned in `work`; one result a file."""
-    save_index(index, work / "index")
+    # By its name: should another audit run in the same directory, neither works with the other's.
+    place = work / f"index-{index.fingerprint[:16]}"
+    save_index(index, place)
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
     tasks = []
     for shard in shards:
@@ -178,7 +180,7 @@ def _scan(
         pieces = pieces_of(shard.size) if isinstance(shard.path, Path) else []
         for number, part in enumerate(parts):
             mine = tuple(pieces[number :: len(parts)])
-            tasks.append(ScanTask(part, work / "index", index.fingerprint, work, columns, id_column, mine))
+            tasks.append(ScanTask(part, place, index.fingerprint, work, columns, id_column, mine))
     left = [task for task in tasks if not task.path.exists()]
     if len(left) < len(tasks):
         say(f"{len(tasks) - len(left)} of {len(tasks)} parts were scanned before and are kept")

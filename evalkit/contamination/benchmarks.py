@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from evalkit.corpora.shards import FORMATS, format_of
+from evalkit.corpora.shards import FORMATS, check_name, format_of
 from evalkit.corpora.streams import READ_ERRORS, read_chunks
 from evalkit.errors import EvalkitError, InputError, SpecError, TaskError
 from evalkit.resources import resource_dir
@@ -560,8 +560,9 @@ def from_file(path: Path, *, fields: FieldMapping | None = None) -> Benchmark:
     ------
     InputError
         The file is missing, empty or broken, an item has no question or another shape than `fields` says, or a field
-        is named that no item has. A benchmark is never read in part.
+        is named that no item has, or the name is not UTF-8. A benchmark is never read in part.
     """
+    check_name(str(path.resolve()))
     rows = list(_read_rows(path))
     if not rows:
         raise InputError("the benchmark has no items", where=str(path), do="Give a file with one JSON object a line")

@@ -8,6 +8,10 @@ stands in every textbook. A run that consists of nothing but such n-grams counts
 - From the corpus: an n-gram found in at least `MANY` runs, of which at least nine in ten are in *passing*: the document
   holds less than half of the field. Where items were copied, they were copied whole, so a benchmark that is in the
   corpus a thousand times is no boilerplate. A run of `LONG` tokens or more is evidence, however often it is found so.
+
+And a question of fewer than 8 words ("What is the capital of Australia?") is asked without any benchmark. It counts
+where three in four of its choices, in their order, or its answer stand right after it, and where it is no part of a
+longer match of another item.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ import numpy.typing as npt
 
 from evalkit.contamination import kernels
 from evalkit.contamination.evaluate import Int64, Runs, largest_union
-from evalkit.contamination.index import Index
+from evalkit.contamination.index import SHORTEST_NEAR, Index, distinct_of
+from evalkit.contamination.rivals import find_covered
 
 MANY: Final = 10
 LONG: Final = 16
@@ -64,10 +69,18 @@ def find_boilerplate(index: Index, runs: Runs) -> Boilerplate:
     whole = is_exact & (_inside(~is_common, first, end) == 0)
     short = is_exact & (runs.n_tokens < LONG) & (_inside(~(is_common | is_passing), first, end) == 0)
     return Boilerplate(
-        runs=whole | short,
+        runs=whole | short | _is_mere_phrase(index, runs, is_exact),
         n_benchmark=len(np.unique(keys[is_common])),
         n_corpus=len(np.unique(keys[is_passing])),
     )
+
+
+def _is_mere_phrase(index: Index, runs: Runs, is_exact: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether each run is a short question without what should follow it, or within a match of another item."""
+    is_short = index.is_question & (index.field_sizes < SHORTEST_NEAR)
+    found = is_exact & is_short[runs.fields]
+    found[found] = runs.n_supports[found] < index.n_supports_needed[runs.fields[found]]
+    return np.asarray(found | find_covered(index, runs, np.flatnonzero(is_exact & is_short[runs.fields] & ~found)))
 
 
 def _window_keys(index: Index, sizes: Int64, widths: Int64, rows: Int64) -> npt.NDArray[np.uint64]:
@@ -94,13 +107,15 @@ def _in_many_texts(
     numbers = np.arange(len(sizes))
     of_row = np.repeat(np.where(sizes < index.n, numbers + len(whole), texts), sizes - widths + 1)
     distinct, number = np.unique(keys, return_inverse=True)
-    pairs = np.unique(np.stack([number, of_row]), axis=1)
-    return np.asarray(np.bincount(pairs[0], minlength=len(distinct)) >= MANY)[number]
+    n_rows = int(of_row.max(initial=0)) + 1
+    pairs = distinct_of(number * n_rows + of_row)
+    return np.asarray(np.bincount(pairs // n_rows, minlength=len(distinct)) >= MANY)[number]
 
 
 def _in_passing(runs: Runs, is_exact: npt.NDArray[np.bool_], sizes: Int64) -> npt.NDArray[np.bool_]:
     """Whether the document of each run holds less than half of the field."""
-    _, pair = np.unique(np.stack([runs.documents, runs.fields]), axis=1, return_inverse=True)
+    keys = runs.documents * len(sizes) + runs.fields
+    pair = np.unique(keys, return_inverse=True)[1]
     mine = runs.only(is_exact)
     n_pairs = int(pair.max(initial=-1)) + 1
     covered = largest_union(

@@ -12,7 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import orjson
@@ -20,13 +21,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import evalkit
-from evalkit.contamination.clean_file import CHANGE, STAGED, WHY_DROPPED, WORK, CleanFile, CleanTask, clean_file
+from evalkit.contamination.clean_file import (
+    CHANGE,
+    LEFTOVER,
+    STAGED,
+    WHY_DROPPED,
+    WORK,
+    CleanFile,
+    CleanTask,
+    clean_file,
+)
 from evalkit.contamination.clean_plan import digest, plan_changes
 from evalkit.contamination.cutting import Cutting
 from evalkit.contamination.record import AuditDirectory, CorpusFile, open_audit
 from evalkit.corpora.fields import EACH, text_fields
-from evalkit.corpora.layout import check_apart, layout
-from evalkit.corpora.shards import Shard
+from evalkit.corpora.layout import below, check_apart, layout
+from evalkit.corpora.shards import Shard, format_of
 from evalkit.corpora.writers import describe_saved
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
@@ -237,8 +247,14 @@ def check_target(out: Path, shards: Sequence[Shard], *, overwrite: bool = False)
         raise SpecError("this is no folder", where=str(out), do="Give a new or empty folder")
     if (out / CLEAN_RECORD).exists() and not overwrite:
         raise SpecError("the folder holds a clean corpus already", where=str(out), do="Give another, or --overwrite")
-    if out.is_dir() and any(out.iterdir()) and not (out / WORK / _PLAN).exists():
+    if out.is_dir() and not ((out / WORK / _PLAN).exists() or _is_empty(out)):
         raise SpecError("the folder holds other files", where=str(out), do="Give a new or empty folder")
+
+
+def _is_empty(out: Path) -> bool:
+    """Whether a folder holds nothing, or only what a run leaves that was killed before it had a plan."""
+    leftovers = set((out / WORK).glob(LEFTOVER.format(_PLAN)))
+    return all(path == out / WORK and path.is_dir() and set(path.iterdir()) == leftovers for path in out.iterdir())
 
 
 def _check_size(file: CorpusFile) -> Shard:
@@ -312,32 +328,61 @@ def _prepare(out: Path, key: str, outputs: Sequence[str], *, overwrite: bool) ->
     """Make the folder ready: what is unfinished goes on, and anything else that was cleaned goes, if it may."""
     work = out / WORK
     if (work / _PLAN).exists():
-        plan = orjson.loads((work / _PLAN).read_bytes())
-        if (out / CLEAN_RECORD).exists() or plan["key"] != key:
+        earlier, earlier_outputs = (_read(work / _PLAN, name) for name in ("key", "outputs"))
+        if (out / CLEAN_RECORD).exists() or earlier != key:
             if not overwrite:
                 raise SpecError(
                     "the folder holds an unfinished clean corpus of another audit or with other options",
                     where=str(out),
                     do="Give another, or --overwrite",
                 )
-            _remove(out, plan["outputs"])
+            _remove(out, earlier_outputs)
     work.mkdir(parents=True, exist_ok=True)
+    for leftover in work.glob(LEFTOVER.format(_PLAN)):
+        leftover.unlink()
     shutil.rmtree(work / STAGED, ignore_errors=True)
     write_json(work / _PLAN, {"version": _VERSION, "key": key, "outputs": list(outputs)})
 
 
 def _remove(out: Path, outputs: Sequence[str]) -> None:
-    """Remove a clean corpus, and nothing else; its record goes first."""
-    descriptions: list[str] = []
-    if (out / CLEAN_RECORD).exists():
-        descriptions = orjson.loads((out / CLEAN_RECORD).read_bytes())["descriptions"]
-        (out / CLEAN_RECORD).unlink()
-    for name in (*outputs, *descriptions):
-        (out / name).unlink(missing_ok=True)
-        for folder in list((out / name).parents)[: len(PurePosixPath(name).parts) - 1]:
+    """Remove a clean corpus, and nothing else: its record goes first, and the plan, by which it is known, last."""
+    record = out / CLEAN_RECORD
+    descriptions = _read(record, "descriptions") if record.exists() else []
+    listed = {out / WORK / _PLAN: outputs, record: descriptions}
+    paths = [_listed(out, name, by) for by, names in listed.items() for name in names]
+    record.unlink(missing_ok=True)
+    for path in paths:
+        path.unlink(missing_ok=True)
+        for folder in takewhile(lambda folder: folder != out, path.parents):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+    for path in (out / WORK).iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _PLAN:
+            path.unlink()
     shutil.rmtree(out / WORK)
+
+
+def _listed(out: Path, name: str, by: Path) -> Path:
+    """Where a file is that a clean corpus says is its own."""
+    try:
+        return below(out, name)
+    except InputError as error:
+        raise InputError(error.what, where=str(by), do="Remove the folder yourself, or give another") from None
+
+
+def _read(path: Path, key: str) -> Any:
+    """Read what a record of a clean corpus says under a key: `key` is a text, all others are lists of names."""
+    try:
+        record = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        record = None
+    value = record.get(key) if isinstance(record, dict) else None
+    texts = [value] if key == "key" else value
+    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+        raise InputError("this is no record of a clean corpus", where=str(path), do="Give another folder")
+    return value
 
 
 def _run(tasks: Sequence[CleanTask], engine: Engine) -> tuple[CleanFile, ...]:
@@ -353,14 +398,23 @@ def _run(tasks: Sequence[CleanTask], engine: Engine) -> tuple[CleanFile, ...]:
     return tuple(done[number] for number in range(len(tasks)))
 
 
+def _arrow_folders(tasks: Sequence[CleanTask]) -> dict[Path, Path]:
+    """The folders of the corpus with Arrow files, and the new ones: any other `state.json` is not of `datasets`."""
+    folders = {}
+    for task in tasks:
+        path, shard_format = task.shard.path, format_of(task.shard.path)
+        if isinstance(path, Path) and shard_format is not None and shard_format.kind == "arrow":
+            folders[path.parent] = task.target.parent
+    return folders
+
+
 def _finish(result: CleanResult, tasks: Sequence[CleanTask], key: str, record: Mapping[str, Any]) -> None:
     """Write the changed rows of all files, and last the record."""
     work = tasks[0].out / WORK
     changes = pa.concat_tables([pq.read_table(task.record).cast(CHANGE) for task in tasks])
     with atomic_path(work / CHANGES) as temporary:
         pq.write_table(changes, temporary, compression="zstd")
-    folders = {task.shard.path.parent: task.target.parent for task in tasks if isinstance(task.shard.path, Path)}
-    described = describe_saved(folders, key)
+    described = describe_saved(_arrow_folders(tasks), key)
     options = {**asdict(tasks[0].cutting), "pieces": "rows" if tasks[0].as_rows else "join"}
     write_json(
         tasks[0].out / CLEAN_RECORD,

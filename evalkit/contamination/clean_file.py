@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from evalkit.contamination.cutting import NOTHING_LEFT, TOO_MANY_PIECES, Cutting, Interval, cut
 from evalkit.corpora.edits import reading_each
 from evalkit.corpora.fields import SEPARATOR
-from evalkit.corpora.fingerprints import dataset_identity, fingerprint
+from evalkit.corpora.fingerprints import identity
 from evalkit.corpora.hub import DatasetPart
+from evalkit.corpora.layout import below
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.remote import Address
 from evalkit.corpora.shards import Shard
@@ -37,6 +38,9 @@ WORK: Final = ".clean"
 STAGED: Final = "staged"
 """In it, the files that are being written."""
 
+LEFTOVER: Final = ".{}." + 8 * "[0-9a-f]" + ".tmp"
+"""Glob for what a kill leaves of a file that was to appear whole (see `atomic_path`), and for no other file's."""
+
 GLUE: Final = "\n\n"
 """What joins the pieces of a text that stays one row."""
 
@@ -48,7 +52,7 @@ WHY_DROPPED: Final[Mapping[str, str]] = {
     _RULE_SAYS_SO: "the rule or the chosen action says so",
     TOO_MANY_PIECES: "cut into too many pieces",
     NOTHING_LEFT: "nothing long enough was left",
-    _NO_SPAN: "to be cut, but no place is recorded",
+    _NO_SPAN: "to be cut, but for one of the reasons no place is recorded",
 }
 """Reasons for which a document is dropped whole."""
 
@@ -162,8 +166,8 @@ class CleanTask:
 
     @property
     def target(self) -> Path:
-        """The new file."""
-        return self.out / self.output
+        """The new file; raises `InputError` when it would lie outside of `out`."""
+        return below(self.out, self.output)
 
     @property
     def record(self) -> Path:
@@ -181,9 +185,10 @@ def clean_file(task: CleanTask) -> tuple[CleanFile, bool]:
     """
     if (earlier := _done_before(task)) is not None:
         return earlier, True
-    for leftover in task.target.parent.glob(f".{glob.escape(task.target.name)}.*.tmp"):
+    target = task.target
+    for leftover in target.parent.glob(LEFTOVER.format(glob.escape(target.name))):
         leftover.unlink()
-    staged = task.out / WORK / STAGED / task.key / task.target.name  # under its own name, which tells the format
+    staged = task.out / WORK / STAGED / task.key / target.name  # under its own name, which tells the format
     staged.parent.mkdir(parents=True, exist_ok=True)
     try:
         _check_fingerprint(task)
@@ -198,7 +203,7 @@ def clean_file(task: CleanTask) -> tuple[CleanFile, bool]:
         done = editor.result(is_copy, staged.stat().st_size, _sha256(staged))
         if not is_copy:
             _check_counts(task, done, staged)
-        with atomic_path(task.target) as temporary:
+        with atomic_path(target) as temporary:
             staged.replace(temporary)
     finally:
         shutil.rmtree(staged.parent, ignore_errors=True)
@@ -317,8 +322,7 @@ def _check_fingerprint(task: CleanTask) -> None:
     path = task.shard.path
     if task.fingerprint is None:
         return
-    now = dataset_identity(path) if isinstance(path, DatasetPart) else fingerprint(path, task.shard.size)
-    if now != task.fingerprint:
+    if identity(path, task.shard.size) != task.fingerprint:
         raise InputError("the contents are others than when this was audited", where=str(path), do="Audit again")
 
 

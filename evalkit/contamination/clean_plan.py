@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 
 from evalkit import tables
 from evalkit.contamination.record import AuditDirectory
-from evalkit.contamination.rules import DIRTY
+from evalkit.contamination.rules import DIRTY, SEVERITY
+from evalkit.contamination.semantic.audit import RULE, SEMANTIC
 from evalkit.corpora.shards import Shard
 from evalkit.errors import InputError
 
-_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
-_ACTIONS: Final = ("keep", "cut", "drop")
+Int64 = npt.NDArray[np.int64]
+
+_ACTIONS: Final = tuple(SEVERITY)
 
 # Of these, every n-gram in common is evidence, if the item is dirty at all.
 _NGRAM_MEASURES: Final = frozenset(
@@ -46,7 +48,8 @@ def plan_changes(
     -------
     list of pa.Table
         Columns `row` (rising), `doc_id`, `action` (the strictest: drop or cut), `reasons` (those with an effect) and
-        `spans` (for a cut: start and end of the evidence, in characters of the document).
+        `spans` (for a cut: start and end of the evidence, in characters of the document; none where one of the reasons
+        to cut has no recorded place, since the others' places would leave its text).
     int
         Flagged documents for which every chosen rule says keep.
 
@@ -64,18 +67,20 @@ def plan_changes(
     of_document = pc.list_parent_indices(reasons).to_numpy()
     which = flat.indices.to_numpy()
     rule_of = [_rule_in(name, audit.rules) for name in names]
-    recorded = np.array([_SEVERITY[one] for one in documents.column("action").to_pylist()], dtype=np.int64)
-    by_rule = np.array([_SEVERITY.get(actions.get(rule or "", ""), -1) for rule in rule_of], dtype=np.int64)
+    recorded = np.array([SEVERITY[one] for one in documents.column("action").to_pylist()], dtype=np.int64)
+    by_rule = np.array([SEVERITY.get(actions.get(rule or "", ""), -1) for rule in rule_of], dtype=np.int64)
     is_other = np.array([rule is None for rule in rule_of], dtype=bool)
     severity = np.where(is_other[which], recorded[of_document], by_rule[which])
     strictest = np.full(len(documents), -1, dtype=np.int64)
     np.maximum.at(strictest, of_document, severity)
 
     cut_rules = [rule for rule, action in actions.items() if action == "cut"]
-    is_cut = strictest == _SEVERITY["cut"]
-    spans = _spans(audit, documents.filter(pa.array(is_cut)), cut_rules)
-    n_spans = np.zeros(len(documents), dtype=np.int64)
-    n_spans[is_cut] = pc.list_value_length(spans).to_numpy(zero_copy_only=False)
+    is_cut = strictest == SEVERITY["cut"]
+    numbered = documents.select(["file", "row"]).append_column("document", pa.array(np.arange(len(documents))))
+    evidence = _evidence(audit, numbered.filter(pa.array(is_cut)), cut_rules, names)
+    is_cause = is_cut[of_document] & (severity == SEVERITY["cut"])
+    spans = _spans(evidence, of_document[is_cause], which[is_cause])
+    places = pa.StructArray.from_arrays([pa.array(spans[:, 1]), pa.array(spans[:, 2])], names=["start", "end"])
     effective = severity > 0
     n_reasons = np.bincount(of_document[effective], minlength=len(documents))
     plan = pa.table(
@@ -85,7 +90,7 @@ def plan_changes(
             "doc_id": documents.column("doc_id"),
             "action": pa.array([_ACTIONS[one] for one in strictest], pa.string()),
             "reasons": _lists(flat.cast(pa.string()).filter(pa.array(effective)), n_reasons),
-            "spans": _lists(pc.list_flatten(spans), n_spans),
+            "spans": _lists(places, np.bincount(spans[:, 0], minlength=len(documents))),
         }
     )
     plan = plan.filter(pa.array(strictest > 0)).sort_by([("file", "ascending"), ("row", "ascending")])
@@ -97,7 +102,7 @@ def _rule_in(reason: str, rules: Sequence[str]) -> str | None:
     return max((rule for rule in rules if reason.startswith(f"{rule}: ")), key=len, default=None)
 
 
-def _lists(values: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.Array:
+def _lists(values: pa.Array, lengths: Int64) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
@@ -116,58 +121,69 @@ def _by_file(plan: pa.Table, shards: Sequence[Shard], audit_dir: Path) -> list[p
     return [plan.slice(begin, end - begin).drop_columns(["file"]) for begin, end in slices]
 
 
-def _spans(audit: AuditDirectory, documents: pa.Table, rules: Sequence[str]) -> pa.Array:
-    """For each document the places of the matches by which `rules` flag it: a list of (start, end), rising."""
-    numbered = documents.append_column("document", pa.array(np.arange(len(documents))))
-    found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
-    if len(documents) and rules:
-        matches, items = audit.read(tables.MATCHES), audit.read(tables.ITEMS)
+def _evidence(audit: AuditDirectory, documents: pa.Table, rules: Sequence[str], reasons: Sequence[str]) -> Int64:
+    """Where the evidence of `rules` stands: rows of document and reason, by their numbers, and of start and end."""
+    definitions = {rule["name"]: rule for rule in audit.record["rule_definitions"]}
+    is_semantic = {rule: definitions[rule]["measure"] == RULE for rule in rules}
+    if len(documents) and not all(is_semantic.values()):
         # Of the documents, only those that need spans; a corpus has millions of matches.
-        matches = matches.join(numbered.select(["file", "row", "document"]), ["file", "row"], join_type="inner")
-        names = matches.column("benchmark").unique().to_pylist()
-        definitions = {rule["name"]: rule for rule in audit.record["rule_definitions"]}
-        for rule in rules:
-            is_dirty = pc.and_(pc.equal(items.column("rule"), rule), pc.equal(items.column("label"), DIRTY))
-            dirty = items.filter(is_dirty).select(["benchmark", "doc_hash", "field"])
-            mine = matches.join(dirty, ["benchmark", "doc_hash", "field"], join_type="inner")
-            benchmarks = pc.index_in(mine.column("benchmark"), pa.array(names, pa.string())).to_numpy()
-            lengths = {one["benchmark"]: one["n"] for one in audit.record.get("summary", ()) if one["rule"] == rule}
-            needed = np.array([lengths.get(name, definitions[rule]["n"]) for name in names], dtype=np.int64)
-            counted = _counts(definitions[rule], needed[benchmarks], mine)
-            places = np.column_stack([mine.column(name).to_numpy() for name in ("document", "start", "end")])
-            # Only in documents that the rule flags for this benchmark.
-            flagged = _with_reason(documents, [f"{rule}: {name}" for name in names])
-            counted &= np.isin(places[:, 0] * len(names) + benchmarks, flagged)
-            found.append(places[counted])
-    spans = np.unique(np.concatenate(found), axis=0)
-    lengths_of = np.bincount(spans[:, 0], minlength=len(documents))
-    pairs = pa.StructArray.from_arrays([pa.array(spans[:, 1]), pa.array(spans[:, 2])], names=["start", "end"])
-    return _lists(pairs, lengths_of)
+        matches = audit.read(tables.MATCHES).join(documents, ["file", "row"], join_type="inner")
+        items = audit.read(tables.ITEMS)
+    found = [np.empty((0, 4), dtype=np.int64)]
+    for rule in rules if len(documents) else ():
+        if is_semantic[rule]:
+            mine = _rewritten(audit).join(documents, ["file", "row"], join_type="inner")
+        else:
+            mine = _matches_of(definitions[rule], audit, matches, items)
+        reason = pc.binary_join_element_wise(rule, mine.column("benchmark"), ": ")
+        mine = mine.append_column("reason", pc.index_in(reason, pa.array(reasons, pa.string())))
+        mine = mine.filter(pc.is_valid(mine.column("reason")))
+        columns = [mine.column(name).to_numpy() for name in ("document", "reason", "start", "end")]
+        found.append(np.column_stack(columns).astype(np.int64))
+    return np.concatenate(found)
 
 
-def _with_reason(documents: pa.Table, wanted: Sequence[str]) -> npt.NDArray[np.int64]:
-    """For each document and each wanted reason that it has: document * len(wanted) + reason, by their numbers."""
-    lists = documents.column("reasons").combine_chunks()
-    which = pc.index_in(pc.list_flatten(lists), pa.array(wanted, pa.string()))
-    pairs = pc.add(pc.multiply(pc.list_parent_indices(lists), len(wanted)), which)
-    found: npt.NDArray[np.int64] = pairs.drop_null().to_numpy().astype(np.int64)
-    return found
+def _rewritten(audit: AuditDirectory) -> pa.Table:
+    """The places at which the search for rewritten items found one."""
+    found = audit.read(SEMANTIC)
+    columns = ["file", "row", "benchmark", "start", "end"]
+    return found.filter(pc.equal(found.column("label"), DIRTY)).select(columns)
 
 
-def _counts(rule: Mapping[str, Any], needed: npt.NDArray[np.int64], matches: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which matches are evidence under a rule: those that `evaluate` counts, or more where the tables do not tell.
+def _matches_of(rule: Mapping[str, Any], audit: AuditDirectory, matches: pa.Table, items: pa.Table) -> pa.Table:
+    """The matches with fields that a rule finds dirty: those that `evaluate` counts, or more where nothing tells."""
+    is_dirty = pc.and_(pc.equal(items.column("rule"), rule["name"]), pc.equal(items.column("label"), DIRTY))
+    dirty = items.filter(is_dirty).select(["benchmark", "doc_hash", "field"])
+    mine = matches.join(dirty, ["benchmark", "doc_hash", "field"], join_type="inner")
+    lengths = {one["benchmark"]: one["n"] for one in audit.record.get("summary", ()) if one["rule"] == rule["name"]}
+    names = mine.column("benchmark").unique().to_pylist()
+    needed = np.array([lengths.get(name, rule["n"]) for name in names], dtype=np.int64)
+    which = pc.index_in(mine.column("benchmark"), pa.array(names, pa.string())).to_numpy()
+    return mine.filter(pa.array(_counts(rule["measure"], needed[which], mine)))
 
-    `needed` are the tokens that each must have, unless it is the whole field.
-    """
+
+def _counts(measure: str, needed: Int64, matches: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which matches are evidence by a measure; `needed` are the tokens of each, unless it is the whole field."""
     n_tokens, coverage = matches.column("n_tokens").to_numpy(), matches.column("coverage").to_numpy()
     is_exact = pc.fill_null(matches.column("n_edits"), 0).to_numpy() == 0
-    if rule["measure"] in _NGRAM_MEASURES:
+    if measure in _NGRAM_MEASURES:
         return np.asarray(is_exact & ((n_tokens >= needed) | (coverage >= 1)))
-    if rule["measure"] == "whole_field":
+    if measure == "whole_field":
         return np.asarray(is_exact & (coverage >= 1))
-    if rule["measure"] == "edit_similarity":
-        return np.asarray(coverage > rule["threshold"] if rule["is_strict"] else coverage >= rule["threshold"])
+    # Of the others, the tables do not tell: `edit_similarity`, for instance, weighs tokens by how rare they are.
     return np.ones(len(matches), dtype=bool)
+
+
+def _spans(evidence: Int64, documents: Int64, reasons: Int64) -> Int64:
+    """The spans to be cut for these pairs of document and reason: rows of document, start and end, rising.
+
+    A document has none when there is no evidence of one of its reasons.
+    """
+    n = int(max(reasons.max(initial=0), evidence[:, 1].max(initial=0))) + 1
+    wanted, found = documents * n + reasons, evidence[:, 0] * n + evidence[:, 1]
+    incomplete = documents[~np.isin(wanted, found)]
+    counted = np.isin(found, wanted) & ~np.isin(evidence[:, 0], incomplete)
+    return np.unique(evidence[counted][:, [0, 2, 3]], axis=0)
 
 
 def digest(part: pa.Table) -> str:

@@ -10,9 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.contamination.benchmarks import QUESTION
-from evalkit.contamination.index import Index
-from evalkit.contamination.rules import Rule
+from evalkit.contamination.index import Index, distinct_of
+from evalkit.contamination.rules import LONG_FIELD, Rule
 
 Int64 = npt.NDArray[np.int64]
 
@@ -27,7 +26,7 @@ class Runs:
         The document, numbered over the whole corpus, and the field.
     places, n_tokens
         First token of the run in the field, and its length. Of a near match: 0, and the tokens that are not edited.
-    n_skipping, n_in_order, n_document_tokens
+    n_skipping, n_in_order, n_document_tokens, n_supports
         As in `ShardRuns`; 0 for near matches.
     n_edits
         Tokens inserted, deleted or replaced in the copy of the whole field; -1 for runs.
@@ -44,6 +43,7 @@ class Runs:
     n_skipping: Int64
     n_in_order: Int64
     n_document_tokens: Int64
+    n_supports: Int64
     n_edits: Int64
     similarities: npt.NDArray[np.float64]
     starts: Int64
@@ -55,6 +55,26 @@ class Runs:
     def only(self, which: npt.NDArray[np.bool_]) -> Runs:
         """Return some of them."""
         return Runs(**{name: column[which] for name, column in vars(self).items()})
+
+
+SUPPORTED: Final = 0.5
+"""Share of its choices, or of its answer, from which a question is supported."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What speaks for and against runs and near matches being copies of their items.
+
+    Attributes
+    ----------
+    outdone
+        Whether another item is more similar there.
+    support
+        Share of the choices, or of the answer, that stands around a near match of a question; else 1.
+    """
+
+    outdone: npt.NDArray[np.bool_]
+    support: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -94,26 +114,29 @@ def evaluate(
     runs: Runs,
     *,
     ignored: npt.NDArray[np.bool_] | None = None,
+    copies: Copies | None = None,
     overlaps: npt.NDArray[np.float64] | None = None,
 ) -> FieldScores:
     """Apply `rule` to the runs that are not `ignored`; they must have been recorded from `rule.n` tokens or fewer.
 
-    `overlaps` are those of `weighted_overlap`, for a rule with that measure.
+    `copies` are for rules with the measure `edit_similarity`, `overlaps` for those with `weighted_overlap`.
     """
     if rule.n < index.n:
         raise ValueError(f"the scan recorded runs of {index.n} tokens or more; rule {rule.name} needs {rule.n}")
     sizes = index.field_sizes
-    is_question = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
-    is_wanted = np.array([rule.applies_to(field.name) for field in index.fields], dtype=bool)
+    is_question = index.is_question
+    is_wanted = np.isin(index.kinds, rule.fields)
     lengths = ngram_lengths(rule, index)
     assessed = is_wanted & ((sizes >= lengths) | (is_question & (sizes >= rule.shortest_question)))
     needed = sizes if rule.measure == "whole_field" else np.minimum(lengths, sizes)
     may_count = assessed[runs.fields] if ignored is None else assessed[runs.fields] & ~ignored
+    if rule.measure == "edit_similarity":
+        may_count = may_count & _is_copy(rule, runs, sizes, is_question, copies)
     is_similarity = rule.measure in _SIMILARITIES or overlaps is not None
     if is_similarity:
         similarity = overlaps if overlaps is not None else _SIMILARITIES[rule.measure](runs, sizes, needed)
         similarity = np.where(may_count, similarity, 0.0)
-        counts = may_count & rule.is_dirty(similarity)
+        counts = may_count & rule.is_dirty(similarity, sizes[runs.fields])
     else:
         if rule.measure == "skipgram_coverage":
             runs = replace(runs, n_tokens=np.maximum(runs.n_tokens, runs.n_skipping))
@@ -128,16 +151,34 @@ def evaluate(
         np.maximum.at(contamination, runs.fields, similarity)
     else:
         contamination = _contamination(rule, sizes, needed, mine, longest)
-    pairs = np.unique(np.stack([mine.fields, mine.documents]), axis=1)
+    # Each pair of field and document once.
+    pairs = distinct_of(mine.fields * (int(mine.documents.max(initial=0)) + 1) + mine.documents)
+    of_pair = pairs // (int(mine.documents.max(initial=0)) + 1)
     return FieldScores(
         assessed=assessed,
         contamination=contamination,
-        dirty=rule.is_dirty(contamination),
-        n_documents=np.bincount(pairs[0], minlength=len(sizes)),
+        dirty=rule.is_dirty(contamination, sizes),
+        n_documents=np.bincount(of_pair, minlength=len(sizes)),
         longest=longest,
         best_run=best_run,
         counts=counts,
     )
+
+
+def _is_copy(
+    rule: Rule, runs: Runs, sizes: Int64, is_question: npt.NDArray[np.bool_], copies: Copies | None
+) -> npt.NDArray[np.bool_]:
+    """Whether each is a near match, or the whole of a field, and nothing speaks against it."""
+    is_whole = runs.n_tokens == sizes[runs.fields]
+    found: npt.NDArray[np.bool_] = (runs.n_edits >= 0) | is_whole
+    if copies is None:
+        return found
+    found = found & ~copies.outdone
+    if rule.unsupported_threshold is not None:
+        is_short = is_question[runs.fields] & (sizes[runs.fields] < LONG_FIELD)
+        is_unlike = ~is_whole & (runs.similarities < rule.unsupported_threshold)
+        found &= ~(is_short & is_unlike & (copies.support < SUPPORTED))
+    return found
 
 
 def ngram_lengths(rule: Rule, index: Index) -> Int64:
@@ -145,10 +186,9 @@ def ngram_lengths(rule: Rule, index: Index) -> Int64:
     lengths = np.full(len(index.fields), rule.n, dtype=np.int64)
     if rule.n_percentile is None:
         return lengths
-    of_benchmark = np.array([field.benchmark for field in index.fields])
-    is_question = np.array([field.name == QUESTION for field in index.fields], dtype=bool)
+    of_benchmark = index.benchmarks
     for b in np.unique(of_benchmark):
-        sizes = index.field_sizes[(of_benchmark == b) & is_question]
+        sizes = index.field_sizes[(of_benchmark == b) & index.is_question]
         if len(sizes):
             # A length is a whole number: of two, the lower one finds more.
             middle = int(np.percentile(sizes, rule.n_percentile, method="lower"))

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination import kernels
+from evalkit.contamination.benchmarks import CANARY, Benchmark
 from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
-from evalkit.contamination.evaluate import FieldScores, Runs, evaluate, ngram_lengths
-from evalkit.contamination.index import Index
-from evalkit.contamination.overlap import weighted_overlap
+from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
+from evalkit.contamination.index import Index, distinct_of
+from evalkit.contamination.overlap import NearTexts
+from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
 from evalkit.contamination.scan import ShardRuns
 from evalkit.corpora.documents import BadRow
@@ -118,6 +120,8 @@ class Findings:
         For each rule what it says, and for those with such a measure the weighted overlaps.
     boilerplate, ignored
         Which runs are boilerplate, and which do not count for that reason.
+    copies
+        What speaks for and against edited copies; None when no rule looks for them.
     text_column, id_column
         As `read_shard` took them.
     """
@@ -131,15 +135,15 @@ class Findings:
     overlaps: Mapping[str, npt.NDArray[np.float64]]
     boilerplate: Boilerplate
     ignored: npt.NDArray[np.bool_]
+    copies: Copies | None
     text_column: str | Sequence[str]
     id_column: str | None
 
     @property
     def is_canary(self) -> npt.NDArray[np.bool_]:
         """Whether each run is the whole of a canary."""
-        is_canary = np.array([field.name == CANARY for field in self.index.fields], dtype=bool)
         is_whole = self.runs.n_tokens == self.index.field_sizes[self.runs.fields]
-        return np.asarray(is_canary[self.runs.fields] & is_whole)
+        return np.asarray((self.index.kinds == CANARY)[self.runs.fields] & is_whole)
 
 
 def apply_rules(
@@ -156,17 +160,22 @@ def apply_rules(
     runs = _join_runs(found, index)
     boilerplate = find_boilerplate(index, runs)
     ignored = np.zeros(len(runs), dtype=bool) if keep_boilerplate else boilerplate.runs
-    near_texts = pa.concat_arrays([one.near.texts for one in found])
-    overlaps = {
-        rule.name: weighted_overlap(rule, benchmarks, index, near_texts, runs)
-        for rule in rules
-        if rule.measure == "weighted_overlap"
-    }
+    near = None
+    if any(rule.measure in ("weighted_overlap", "edit_similarity") for rule in rules):
+        near = NearTexts(benchmarks, index, pa.concat_arrays([one.near.texts for one in found]), runs)
+    overlaps = {rule.name: near.weighted_overlap(rule) for rule in rules if near and rule.measure == "weighted_overlap"}
+    # No rule counts what is less similar than its threshold.
+    edits = [rule.threshold for rule in rules if rule.measure == "edit_similarity"]
+    copies = None
+    if near and edits:
+        of_near = near.support()
+        copies = Copies(find_outdone(index, runs, min(edits)), np.append(np.ones(len(runs) - len(of_near)), of_near))
     scores = {
-        rule.name: evaluate(rule, index, runs, ignored=ignored, overlaps=overlaps.get(rule.name)) for rule in rules
+        rule.name: evaluate(rule, index, runs, ignored=ignored, copies=copies, overlaps=overlaps.get(rule.name))
+        for rule in rules
     }
     return Findings(
-        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, text_column, id_column
+        benchmarks, rules, index, found, runs, scores, overlaps, boilerplate, ignored, copies, text_column, id_column
     )
 
 
@@ -188,8 +197,8 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
     fields, places = column("fields", [one.fields for one in near]), column("places", nothing)
     n_tokens = column("n_tokens", [np.maximum(index.field_sizes[one.fields] - one.n_edits, 0) for one in near])
     begin = (index.field_bounds[fields] + places)[:n_runs]
-    weights = _sums(index.weights, begin, begin + n_tokens[:n_runs])
-    whole = _sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
+    weights = kernels.stretch_sums(index.weights, begin, begin + n_tokens[:n_runs])
+    whole = kernels.stretch_sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
     return Runs(
         documents=np.concatenate(
             [
@@ -203,6 +212,7 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
         n_skipping=column("n_skipping", nothing),
         n_in_order=column("n_in_order", nothing),
         n_document_tokens=column("n_document_tokens", nothing),
+        n_supports=column("n_supports", nothing),
         n_edits=n_edits,
         similarities=np.concatenate([weights / whole[fields[:n_runs]], *(one.similarities for one in near)]),
         starts=column("starts", [one.starts for one in near]),
@@ -210,37 +220,40 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
     )
 
 
-def _sums(
-    values: npt.NDArray[np.float64], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Sum of each stretch [begin, end), none of them empty."""
-    if not len(begin):
-        return np.empty(0)
-    return np.asarray(np.add.reduceat(np.append(values, 0.0), np.stack([begin, end], axis=1).ravel())[::2])
+def _with_boilerplate(findings: Findings) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which fields would be dirty under each rule if boilerplate counted: only those that have some can be others."""
+    dirty = {name: score.dirty for name, score in findings.scores.items()}
+    touched = np.unique(findings.runs.fields[findings.ignored])
+    if not len(touched):
+        return dirty
+    some = np.isin(findings.runs.fields, touched)
+    runs, copies = findings.runs.only(some), findings.copies
+    copies = copies and Copies(copies.outdone[some], copies.support[some])
+    for rule in findings.rules:
+        overlaps = findings.overlaps.get(rule.name)
+        overlaps = None if overlaps is None else overlaps[some]
+        dirty[rule.name] = (
+            dirty[rule.name] | evaluate(rule, findings.index, runs, copies=copies, overlaps=overlaps).dirty
+        )
+    return dirty
 
 
 def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     """Count what was found for the audit in the directory `out`."""
     index, runs, found = findings.index, findings.runs, findings.found
-    of_benchmark = np.array([field.benchmark for field in index.fields])
-    of_item = np.array([field.item for field in index.fields])
-    is_question = np.array([field.name == QUESTION for field in index.fields])
-    unfiltered = findings.scores
-    if findings.ignored.any():
-        unfiltered = {
-            rule.name: evaluate(rule, index, runs, overlaps=findings.overlaps.get(rule.name)) for rule in findings.rules
-        }
+    of_item = index.items
+    unfiltered = _with_boilerplate(findings)
     lengths = {rule.name: ngram_lengths(rule, index) for rule in findings.rules}
     summaries = []
     for b, benchmark in enumerate(findings.benchmarks[:-1]):
         for rule in findings.rules:
-            score, mine = findings.scores[rule.name], of_benchmark == b
-            with_boilerplate = unfiltered[rule.name].dirty & mine
+            score, mine = findings.scores[rule.name], index.benchmarks == b
+            with_boilerplate = unfiltered[rule.name] & mine
             is_dirty = score.dirty & mine
-            is_short = is_question & (index.field_sizes < lengths[rule.name])
+            is_short = index.is_question & (index.field_sizes < lengths[rule.name])
             counted = score.counts & is_dirty[runs.fields]
-            n_items = len(np.unique(of_item[mine & score.assessed]))
-            n_dirty = len(np.unique(of_item[is_dirty]))
+            n_items = len(distinct_of(of_item[mine & score.assessed]))
+            n_dirty = len(distinct_of(of_item[is_dirty]))
             summaries.append(
                 BenchmarkSummary(
                     benchmark=benchmark.name,
@@ -249,9 +262,9 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
                     n_items=n_items,
                     n_without_text=len(benchmark.items) - n_items,
                     n_dirty=n_dirty,
-                    n_dirty_short=n_dirty - len(np.unique(of_item[is_dirty & ~is_short])),
-                    n_documents=len(np.unique(runs.documents[counted])),
-                    n_boilerplate=len(np.unique(of_item[with_boilerplate])) - n_dirty,
+                    n_dirty_short=n_dirty - len(distinct_of(of_item[is_dirty & ~is_short])),
+                    n_documents=len(distinct_of(runs.documents[counted])),
+                    n_boilerplate=len(distinct_of(of_item[with_boilerplate])) - n_dirty,
                 )
             )
     return AuditResult(

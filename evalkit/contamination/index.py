@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,27 +15,28 @@ import orjson
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.benchmarks import CANARY, QUESTION, Benchmark
+from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
 from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold_table
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
 
-# Bits of the filter per n-gram: at 16, one window in 16 that is in no benchmark still costs a table look-up.
+# Bits of the filter per n-gram: at 16, about one window in 50 that is in no benchmark still costs a table look-up.
 _FILTER_BITS_PER_KEY = 16
-# Few tokens begin a short question; the filter stays in the processor's first cache.
-_FIRST_TOKEN_BITS = 1 << 16
+# Short questions are few, and three of their windows are looked up at each token.
+_SHORT_BITS_PER_KEY = 128
 # A window of a near match that stands in more places is no sign of any of them; it would only cost time.
 _RARE: Final = 32
 SHORTEST_NEAR: Final = 8
 """Tokens of the shortest field that near matches are looked for; a shorter one is found as a whole, or not at all."""
 
-_INDEX_VERSION: Final = 2
+_INDEX_VERSION: Final = 5
 _DESCRIPTION: Final = "index.json"
 _FOLDS: Final = ("fold", "code_fold")
 _ARRAYS: Final = (
     *("field_hashes", "field_bounds", "token_sizes", "weights", "table_keys", "table_slots", "bitmap"),
-    *("beginnings", "first_tokens", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
+    *("beginnings", "short_beginnings", "posting_start", "posting_field", "posting_place", "lengths", "powers"),
     *("seed_keys", "seed_slots", "seed_start", "seed_field", "seed_place"),
+    *("support_start", "support_bounds", "support_hashes", "n_supports_needed"),
 )
 
 
@@ -69,14 +71,18 @@ class Index:
         Open-addressing table of window hashes, and its filter.
     beginnings
         Filter of the windows of the longer fields, of `kernels.SEED` tokens, or n where that is less.
-    first_tokens
-        Filter of the first tokens of the fields that are shorter than n.
+    short_beginnings
+        Filter of the first 1, 2 or 4 tokens of the fields that are shorter than n.
     posting_start, posting_field, posting_place
         Where each window occurs: fields and token positions.
     lengths, powers
         Window lengths in the table, ascending, and the hash base to the power of each.
     seed_keys, seed_slots, seed_start, seed_field, seed_place
         Table and postings of the rare windows of `kernels.SEED` tokens of the fields that near matches are looked for.
+    support_start, support_bounds, support_hashes
+        For each field the texts that show that a short question is the item's and no phrase, and their tokens.
+    n_supports_needed
+        How many of them must stand after it; 0 for other fields, and for items without such texts.
     n_not_indexed
         Fields left out: without a word, or too short to be evidence (fewer than n words and not the question).
     fold, code_fold
@@ -95,7 +101,7 @@ class Index:
     table_slots: npt.NDArray[np.int64]
     bitmap: npt.NDArray[np.uint64]
     beginnings: npt.NDArray[np.uint64]
-    first_tokens: npt.NDArray[np.uint64]
+    short_beginnings: npt.NDArray[np.uint64]
     posting_start: npt.NDArray[np.int64]
     posting_field: npt.NDArray[np.int64]
     posting_place: npt.NDArray[np.int64]
@@ -106,15 +112,39 @@ class Index:
     seed_start: npt.NDArray[np.int64]
     seed_field: npt.NDArray[np.int64]
     seed_place: npt.NDArray[np.int64]
+    support_start: npt.NDArray[np.int64]
+    support_bounds: npt.NDArray[np.int64]
+    support_hashes: npt.NDArray[np.uint64]
+    n_supports_needed: npt.NDArray[np.int64]
     n_not_indexed: int
     fold: FoldTable
     code_fold: FoldTable
     fingerprint: str
 
-    @property
+    @cached_property
     def field_sizes(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each field."""
         return np.diff(self.field_bounds)
+
+    @cached_property
+    def kinds(self) -> npt.NDArray[Any]:
+        """The kind of each field; see `benchmarks.kind_of_field`."""
+        return np.array([kind_of_field(field.name) for field in self.fields], dtype=str)
+
+    @cached_property
+    def benchmarks(self) -> npt.NDArray[np.int64]:
+        """Number of the benchmark of each field."""
+        return np.array([field.benchmark for field in self.fields], dtype=np.int64)
+
+    @cached_property
+    def items(self) -> npt.NDArray[np.int64]:
+        """Number of the item of each field in its benchmark."""
+        return np.array([field.item for field in self.fields], dtype=np.int64)
+
+    @cached_property
+    def is_question(self) -> npt.NDArray[np.bool_]:
+        """Whether each field is a question."""
+        return np.asarray(self.kinds == QUESTION)
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
@@ -124,7 +154,7 @@ class Index:
             self.table_slots,
             self.bitmap,
             self.beginnings,
-            self.first_tokens,
+            self.short_beginnings,
             self.posting_start,
             self.posting_field,
             self.posting_place,
@@ -135,7 +165,7 @@ class Index:
     @property
     def fold_arrays(self) -> tuple[tuple[npt.NDArray[Any], ...], ...]:
         """The normalisation of text and of code in the form that the kernels take."""
-        return tuple((one.ascii_code, one.kind, one.start, one.codes) for one in (self.fold, self.code_fold))
+        return self.fold.arrays, self.code_fold.arrays
 
     @property
     def is_code(self) -> npt.NDArray[np.bool_]:
@@ -151,6 +181,11 @@ class Index:
     def seed_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
         """The arrays of the seeds in the order that the scan kernel takes them."""
         return self.seed_keys, self.seed_slots, self.seed_start, self.seed_field, self.seed_place
+
+    @property
+    def support_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
+        """The arrays of the supporting texts in the order that the scan kernel takes them."""
+        return self.support_start, self.support_bounds, self.support_hashes
 
 
 def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
@@ -176,6 +211,12 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     renumbered = np.full(len(fields), -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
     is_kept = np.repeat(np.isin(np.arange(len(sizes)), kept), sizes)
+    supports = _supports(benchmarks, [fields[k] for k in kept], sizes[kept])
+    support_hashes, _, support_bounds = tokenise(
+        [text for some in supports for text in some],
+        [fields[k].is_code for k, some in zip(kept, supports, strict=True) for _ in some],
+    )
+    support_start = np.cumsum([0, *map(len, supports)])
     return Index(
         n=n,
         fields=tuple(fields[k] for k in kept),
@@ -185,9 +226,9 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         weights=_weights(hashes[is_kept], sizes[kept], ~is_canary[kept]),
         table_keys=table.keys,
         table_slots=table.slots,
-        bitmap=_filter(table.distinct, _n_bits(len(table.distinct))),
-        beginnings=_filter(beginning_keys, _n_bits(len(beginning_keys))),
-        first_tokens=_filter(hashes[bounds[kept[sizes[kept] < n]]], _FIRST_TOKEN_BITS),
+        bitmap=_filter(table.distinct),
+        beginnings=_filter(beginning_keys),
+        short_beginnings=_filter(keys[sizes[posting_fields] < n], _SHORT_BITS_PER_KEY),
         posting_start=table.start,
         posting_field=renumbered[table.texts],
         posting_place=table.places,
@@ -198,11 +239,39 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         seed_start=seeds.start,
         seed_field=renumbered[seeds.texts],
         seed_place=seeds.places,
+        support_start=support_start,
+        support_bounds=support_bounds,
+        support_hashes=support_hashes,
+        n_supports_needed=_n_needed(sizes[kept], support_start, support_bounds),
         n_not_indexed=len(fields) - len(kept),
         fold=fold_table(),
         code_fold=code_table(),
         fingerprint=_fingerprint(benchmarks, n),
     )
+
+
+def _supports(
+    benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
+) -> list[list[str]]:
+    """For each field, what should follow a short question: its choices, or else its answer."""
+    supports = []
+    for field, size in zip(fields, sizes.tolist(), strict=True):
+        texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
+        if field.name == QUESTION and size < SHORTEST_NEAR:
+            for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
+                if kind_of_field(name) in texts and any(map(str.isalnum, text)):
+                    texts[kind_of_field(name)].append(text)
+        supports.append(texts[CHOICES] or texts[ANSWER][:1])
+    return supports
+
+
+def _n_needed(
+    sizes: npt.NDArray[np.int64], start: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """How many of its supports each question needs: three in four, or all if there are fewer than 8 words in all."""
+    n = np.diff(start)
+    is_little = sizes + bounds[start[1:]] - bounds[start[:-1]] < SHORTEST_NEAR
+    return np.asarray(n - np.where(is_little, 0, n // 4))
 
 
 def save_index(index: Index, folder: Path) -> None:
@@ -222,7 +291,7 @@ def save_index(index: Index, folder: Path) -> None:
             "n": index.n,
             "n_not_indexed": index.n_not_indexed,
             "fingerprint": index.fingerprint,
-            "fields": [astuple(field) for field in index.fields],
+            "fields": [tuple(vars(field).values()) for field in index.fields],
         },
     )
 
@@ -281,7 +350,7 @@ def tokenise(
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
 
     def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return kernels.tokenise_all(data, offsets, table.ascii_code, table.kind, table.start, table.codes)
+        return kernels.tokenise_all(data, offsets, table.arrays)
 
     as_text = by(fold_table())
     if is_code is None or not any(is_code):
@@ -292,6 +361,12 @@ def tokenise(
     sizes = np.concatenate([both[k][1][span] for k, span in zip(chosen, spans, strict=True)])
     bounds = np.cumsum([0, *(span.stop - span.start for span in spans)])
     return hashes, sizes, bounds
+
+
+def distinct_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the different values, ascending: by sorting, which is several times as fast as `numpy.unique` is."""
+    ordered = np.sort(values)
+    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
 
 
 def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -371,27 +446,22 @@ def _postings(
     )
 
 
-def _n_bits(n_keys: int) -> int:
-    """Bits of a filter for so many keys."""
-    return 1 << max(10, (_FILTER_BITS_PER_KEY * n_keys - 1).bit_length())
-
-
 def _weights(
     hashes: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
     """Inverse document frequency of each token of each field, among the fields that are counted."""
     distinct, number = np.unique(hashes, return_inverse=True)
     fields = np.repeat(np.arange(len(sizes)), sizes)
-    pairs = np.unique((number * np.int64(len(sizes)) + fields)[counted[fields]])
+    pairs = distinct_of((number * np.int64(len(sizes)) + fields)[counted[fields]])
     n_fields = np.bincount(pairs // max(len(sizes), 1), minlength=len(distinct))
     return np.asarray(np.log((counted.sum() + 1) / np.maximum(n_fields, 1))[number])
 
 
-def _filter(keys: npt.NDArray[np.uint64], n_bits: int) -> npt.NDArray[np.uint64]:
-    """A bitmap with the low bits of each key set."""
-    is_set = np.zeros(n_bits, dtype=bool)
-    is_set[(keys & np.uint64(n_bits - 1)).astype(np.int64)] = True
-    return np.packbits(is_set, bitorder="little").view(np.uint64)
+def _filter(keys: npt.NDArray[np.uint64], bits_per_key: int = _FILTER_BITS_PER_KEY) -> npt.NDArray[np.uint64]:
+    """A filter of the keys; see `kernels.fill_filter`."""
+    words = np.zeros(1 << max(4, (bits_per_key * len(keys) // 64).bit_length()), dtype=np.uint64)
+    kernels.fill_filter(keys, words)
+    return words
 
 
 def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:

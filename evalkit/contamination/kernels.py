@@ -7,15 +7,19 @@ A *run* is a maximal stretch of consecutive tokens that a document and a benchma
 `n` tokens long. Every n-gram rule can be answered from the runs alone, which is why the scan records nothing else.
 
 In text that repeats itself ("0 0 0 ...") a field begins anew at every token. So a run is not recorded when it begins
-inside an *earlier* recorded run of the same document that begins at the same token of the same field and is at least
-as long: the earlier one covers all that it covers of the field, so no rule, no count of documents and no longest match
-changes. Copies that stand one after the other are all recorded.
+inside an *earlier* recorded run of the same document that begins at the same token of the same field, is at least
+as long, and goes on at least as far when some tokens may differ: the earlier one covers all that it covers of the
+field, so no rule, no count of documents and no longest match changes. Copies that stand one after the other are all
+recorded. (What holds more of the field in order only further from the earlier run than the field is long, does not
+count for it: that is what its surroundings are.)
 
 Of each run the scan also records how far it goes on when some tokens may differ, and how much of the field its
 surroundings hold in order: what two of the rules ask, and what nobody can know later without the text.
 
 A *seed* is a maximal stretch of at least `SEED` tokens in common that has a rare window of that length. Seeds of one
-field that lie close together, and together hold much of it, make a *near match*: the place of an edited copy.
+field that lie close together, and together hold much of it, make a *near match*: the place of an edited copy. How
+similar it is, is the weight that an alignment leaves unedited, or that of the seeds, whichever is more: what was moved
+as a whole was not edited.
 """
 
 from __future__ import annotations
@@ -28,9 +32,8 @@ from numba import njit
 
 from evalkit.contamination.normalise import CHARACTER, COMMENT_OR_NOT, IGNORED, MARK, WORD
 
-# FNV-1a's offset and prime, over code points; every finished token is mixed once more (murmur3's finaliser), since
-# the polynomial over tokens below needs well-spread values.
-_SEED: Final = np.uint64(0xCBF29CE484222325)
+# FNV-1a's prime, over code points; every finished token is mixed once more (murmur3's finaliser), since the
+# polynomial over tokens below needs well-spread values.
 _PRIME: Final = np.uint64(0x100000001B3)
 _MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
@@ -43,7 +46,7 @@ _OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
 SEED: Final = 5
 """Tokens of a window by which near matches are found."""
 
-COVERED: Final = 0.4
+COVERED: Final = 0.2
 COVERED_WEIGHT: Final = 0.3
 """Least share of a field's tokens, and of their weights, in the seeds of a near match."""
 
@@ -58,6 +61,10 @@ SKIP_FIRST: Final = 10
 SKIP_BUDGET: Final = 4
 """A run of at least so many tokens is followed to the right while at most so many further ones differ."""
 
+CHOICE_GAP: Final = 2
+ANSWER_GAP: Final = 8
+"""At most so many tokens stand between a short question and each of its choices in their order, or its answer."""
+
 LCS_FIRST: Final = 13
 LCS_LONGEST: Final = 4096
 """The longest common subsequence is found for runs of at least so many tokens, in fields of at most so many."""
@@ -70,13 +77,15 @@ _ZERO: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
 _LOW_BITS: Final = np.uint64(63)
 _WORD_BITS: Final = np.uint64(6)
+_HIGH_BITS: Final = np.uint64(58)
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _mix(value: Any) -> Any:
+def mix(value: Any) -> Any:
+    """Spread the bits of a hash: murmur3's finaliser."""
     value ^= value >> _SHIFT
     value *= _MIX_1
     value ^= value >> _SHIFT
@@ -103,26 +112,17 @@ def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def tokenise(
-    data: Any,
-    begin: int,
-    end: int,
-    ascii_code: Any,
-    kind: Any,
-    fold_start: Any,
-    fold_codes: Any,
-    hashes: Any,
-    starts: Any,
-    ends: Any,
-) -> int:
-    """Tokenise `data[begin:end]` (valid UTF-8) and return the number of tokens.
+def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, starts: Any, ends: Any) -> int:
+    """Tokenise `data[begin:end]` (valid UTF-8) by a `FoldTable` and return the number of tokens.
 
     Writes for each token its 64-bit hash and its place as byte offsets `[start, end)` from `begin`. The output arrays
     must hold `2 * (end - begin) + 1` tokens: a ligature of 3 bytes can be 4 tokens.
     """
+    ascii_code, kind, fold_start, fold_codes, seeds = fold_arrays
+    seed = seeds[0]
     n = 0
     state = _OUTSIDE
-    value = _SEED
+    value = seed
     i = begin
     while i < end:
         byte = data[i]
@@ -130,17 +130,17 @@ def tokenise(
             code = ascii_code[byte]
             if code <= COMMENT_OR_NOT:
                 if state != _OUTSIDE:
-                    hashes[n] = _mix(value)
+                    hashes[n] = mix(value)
                     n += 1
                     state = _OUTSIDE
                 i = i + 1 if code == 0 else _after_comment(data, i, end, code)
                 continue
             if state != _IN_WORD:
                 if state == _IN_CHARACTER:
-                    hashes[n] = _mix(value)
+                    hashes[n] = mix(value)
                     n += 1
                 state = _IN_WORD
-                value = _SEED
+                value = seed
                 starts[n] = i - begin
             # Most of a text: the rest of an ASCII word, without a look at anything else.
             while code > COMMENT_OR_NOT:
@@ -176,16 +176,16 @@ def tokenise(
                 ends[n] = i - begin
                 continue
             if state != _OUTSIDE:
-                hashes[n] = _mix(value)
+                hashes[n] = mix(value)
                 n += 1
                 state = _OUTSIDE
             if what in (WORD, CHARACTER):
                 state = _IN_WORD if what == WORD else _IN_CHARACTER
                 starts[n] = at - begin
                 ends[n] = i - begin
-                value = (_SEED ^ np.uint64(folded)) * _PRIME
+                value = (seed ^ np.uint64(folded)) * _PRIME
     if state != _OUTSIDE:
-        hashes[n] = _mix(value)
+        hashes[n] = mix(value)
         n += 1
     return n
 
@@ -200,10 +200,8 @@ def _characters(data: Any, begin: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def tokenise_all(
-    data: Any, offsets: Any, ascii_code: Any, kind: Any, fold_start: Any, fold_codes: Any
-) -> tuple[UInt64, Int64, Int64]:
-    """Tokenise every text of an Arrow string array.
+def tokenise_all(data: Any, offsets: Any, fold_arrays: Any) -> tuple[UInt64, Int64, Int64]:
+    """Tokenise every text of an Arrow string array by a `FoldTable`.
 
     Returns the hashes of all tokens, one text after the other, their sizes in characters of the text, and the
     n_texts + 1 bounds of the texts in them.
@@ -219,9 +217,8 @@ def tokenise_all(
     bounds = np.zeros(n_texts + 1, dtype=np.int64)
     for t in range(n_texts):
         bounds[t + 1] = bounds[t] + tokenise(
-            data, offsets[t], offsets[t + 1], ascii_code, kind, fold_start, fold_codes,
-            hashes[bounds[t] :], starts, ends,
-        )  # fmt: skip
+            data, offsets[t], offsets[t + 1], fold_arrays, hashes[bounds[t] :], starts, ends
+        )
         for k in range(bounds[t + 1] - bounds[t]):
             sizes[bounds[t] + k] = _characters(data, offsets[t] + starts[k], offsets[t] + ends[k])
     return hashes[: bounds[n_texts]].copy(), sizes[: bounds[n_texts]].copy(), bounds
@@ -231,7 +228,7 @@ def tokenise_all(
 def _find(table_keys: Any, table_slots: Any, key: Any) -> int:
     """Return the slot of `key` in the open-addressing table, or -1."""
     mask = np.uint64(len(table_keys) - 1)
-    place = _mix(key) & mask
+    place = mix(key) & mask
     while table_slots[place] >= 0:
         if table_keys[place] == key:
             return int(table_slots[place])
@@ -244,7 +241,7 @@ def fill_table(keys: Any, table_keys: Any, table_slots: Any) -> None:
     """Enter distinct `keys` into an empty open-addressing table (slots -1)."""
     mask = np.uint64(len(table_keys) - 1)
     for slot in range(len(keys)):
-        mixed = _mix(keys[slot])
+        mixed = mix(keys[slot])
         place = mixed & mask
         while table_slots[place] >= 0:
             place = (place + _ONE) & mask
@@ -284,6 +281,16 @@ def window_hashes(hashes: Any, bounds: Any, length: int, which: Any) -> tuple[UI
 
 
 @njit(cache=True, nogil=True)
+def stretch_sums(values: Any, begin: Any, end: Any) -> npt.NDArray[np.float64]:
+    """Return the sum of the values in each stretch [begin, end)."""
+    sums = np.zeros(len(begin), dtype=np.float64)
+    for s in range(len(begin)):
+        for k in range(begin[s], end[s]):
+            sums[s] += values[k]
+    return sums
+
+
+@njit(cache=True, nogil=True)
 def _power(exponent: int) -> Any:
     value = _ONE
     for _ in range(exponent):
@@ -291,31 +298,47 @@ def _power(exponent: int) -> Any:
     return value
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _may_hold(words: Any, mask: Any, key: Any) -> Any:
+    """1 when a filter has the two bits of a key, else 0: its lowest and highest six, in the word that others name."""
+    word = words[(key >> _WORD_BITS) & mask]
+    return (word >> (key & _LOW_BITS)) & (word >> (key >> _HIGH_BITS)) & _ONE
+
+
+@njit(cache=True, nogil=True)
+def fill_filter(keys: Any, words: Any) -> None:
+    """Enter keys into a filter of 2^k words of 64 bits, all zeros before."""
+    mask = np.uint64(len(words) - 1)
+    for key in keys:
+        words[(key >> _WORD_BITS) & mask] |= (_ONE << (key & _LOW_BITS)) | (_ONE << (key >> _HIGH_BITS))
+
+
 @njit(cache=True, nogil=True)
 def _candidates(
-    hashes: Any, prefix: Any, count: int, length: int, power: Any, bitmap: Any, first_tokens: Any, out: Any
+    hashes: Any, prefix: Any, count: int, length: int, power: Any, beginnings: Any, short_beginnings: Any, out: Any
 ) -> int:
     """Write the tokens at which an indexed field may be shared, and return their number.
 
-    That is: where a window of `length` tokens of a long field stands, or the first token of a short one. The loops have
-    no branches that depend on the text, so that the processor works on many tokens at once; nearly all tokens end here.
+    That is: where a window of `length` tokens of a long field stands, or the first 1, 2 or 4 tokens of a short one. The
+    loop has no branches that depend on the text, so that the processor works on many tokens at once; nearly all tokens
+    end here.
     """
-    bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
-    first_mask = np.uint64(len(first_tokens) * 64 - 1)
+    mask, short_mask = np.uint64(len(beginnings) - 1), np.uint64(len(short_beginnings) - 1)
+    square = BASE * BASE
+    fourth = square * square
     n_found = 0
-    n_whole = max(0, count - length + 1)
+    n_whole = max(0, count - max(length, 4) + 1)
     for i in range(n_whole):
-        bit = (prefix[i + length] - prefix[i] * power) & bitmap_mask
-        short = hashes[i] & first_mask
-        hit = (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) | (
-            first_tokens[short >> _WORD_BITS] >> (short & _LOW_BITS)
-        )
+        before = prefix[i]
+        hit = _may_hold(beginnings, mask, prefix[i + length] - before * power)
+        hit |= _may_hold(short_beginnings, short_mask, prefix[i + 4] - before * fourth)
+        hit |= _may_hold(short_beginnings, short_mask, prefix[i + 2] - before * square)
+        hit |= _may_hold(short_beginnings, short_mask, hashes[i])
         out[n_found] = i
-        n_found += int(hit & _ONE)
+        n_found += int(hit)
     for i in range(n_whole, count):
-        short = hashes[i] & first_mask
         out[n_found] = i
-        n_found += int((first_tokens[short >> _WORD_BITS] >> (short & _LOW_BITS)) & _ONE)
+        n_found += 1
     return n_found
 
 
@@ -346,6 +369,23 @@ def _with_skips(hashes: Any, count: int, i: int, field: Any, place: int, run: in
             if n_skipped > SKIP_BUDGET:
                 break
     return end
+
+
+@njit(cache=True, nogil=True)
+def _n_supports(hashes: Any, begin: int, count: int, field: int, support_arrays: Any) -> int:
+    """How many of the texts that support a short question follow it in their order, close behind each other."""
+    start, bounds, support_hashes = support_arrays
+    first, last = start[field], start[field + 1]
+    gap = ANSWER_GAP if last - first == 1 else CHOICE_GAP
+    n = 0
+    for s in range(first, last):
+        size = bounds[s + 1] - bounds[s]
+        for i in range(begin, min(begin + gap, count - size) + 1):
+            if _in_common(hashes, i, count, support_hashes, bounds[s], bounds[s + 1]) == size:
+                n += 1
+                begin = i + size
+                break
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -429,37 +469,49 @@ def _find_seeds(
 
 
 @njit(cache=True, nogil=True)
-def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int, int]:
+def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int]:
     """Align a whole field with the part of a text that is nearest to it: Sellers' algorithm (1980), in one column.
 
-    To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost,
-    the number of edits, and the first part of the text with that cost as tokens [start, end). `room` is
-    float64[>= size + 1, 3].
+    To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost
+    and the first part of the text with that cost as tokens [start, end). `room` is float64[>= size + 1, 2].
     """
     size = len(field)
     insertion = total / size
     reach = 0.0
     for j in range(size + 1):
-        room[j, 0], room[j, 1], room[j, 2] = reach, j, 0.0
+        room[j, 0], room[j, 1] = reach, 0.0
         if j < size:
             reach += weights[j]
-    best, best_edits, best_begin, best_end = total, size, 0, 0
+    best, best_begin, best_end = total, 0, 0
     for k in range(len(text)):
-        cost, edits, begin = 0.0, 0.0, float(k)
-        room[0, 2] = k + 1
+        cost, begin = 0.0, float(k)
+        room[0, 1] = k + 1
         for j in range(size):
-            above, above_edits, above_begin = room[j + 1, 0], room[j + 1, 1], room[j + 1, 2]
+            above, above_begin = room[j + 1, 0], room[j + 1, 1]
             if text[k] != field[j]:
-                cost, edits = cost + weights[j], edits + 1
+                cost += weights[j]
             if above + insertion < cost - _TIE:
-                cost, edits, begin = above + insertion, above_edits + 1, above_begin
+                cost, begin = above + insertion, above_begin
             if room[j, 0] + weights[j] < cost - _TIE:
-                cost, edits, begin = room[j, 0] + weights[j], room[j, 1] + 1, room[j, 2]
-            room[j + 1, 0], room[j + 1, 1], room[j + 1, 2] = cost, edits, begin
-            cost, edits, begin = above, above_edits, above_begin
+                cost, begin = room[j, 0] + weights[j], room[j, 1]
+            room[j + 1, 0], room[j + 1, 1] = cost, begin
+            cost, begin = above, above_begin
         if room[size, 0] < best - _TIE:
-            best, best_edits, best_begin, best_end = room[size, 0], int(room[size, 1]), int(room[size, 2]), k + 1
-    return best, best_edits, best_begin, best_end
+            best, best_begin, best_end = room[size, 0], int(room[size, 1]), k + 1
+    return best, best_begin, best_end
+
+
+@njit(cache=True, nogil=True)
+def _edit_distance(text: Any, field: Any) -> int:
+    """Least number of tokens to insert, delete or replace (Levenshtein)."""
+    column = np.arange(len(field) + 1)
+    for k in range(len(text)):
+        diagonal, column[0] = column[0], k + 1
+        for j in range(len(field)):
+            above = column[j + 1]
+            column[j + 1] = min(diagonal + int(text[k] != field[j]), above + 1, column[j] + 1)
+            diagonal = above
+    return int(column[len(field)])
 
 
 @njit(cache=True, nogil=True)
@@ -475,7 +527,7 @@ def _find_near_matches(
     `marks` has one number for each token of the fields, and the last one given.
     """
     n_near = 0
-    room = np.empty((0, 3), dtype=np.float64)
+    room = np.empty((0, 2), dtype=np.float64)
     order = np.argsort((seeds[:n_seeds, 1] << 32) + seeds[:n_seeds, 0])
     s = 0
     while s < n_seeds:
@@ -506,20 +558,20 @@ def _find_near_matches(
         begin = max(0, max(begin, first - size) - margin)
         end = min(count, min(end, reached + size) + margin)
         if len(room) <= size:
-            room = np.empty((size + 1, 3), dtype=np.float64)
-        cost, n_edits, copy_begin, copy_end = _align(
-            hashes[begin:end], field_hashes[low : low + size], mine, total, room
-        )
-        if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total:
+            room = np.empty((size + 1, 2), dtype=np.float64)
+        whole = field_hashes[low : low + size]
+        cost, copy_begin, copy_end = _align(hashes[begin:end], whole, mine, total, room)
+        if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total - _TIE:
             continue
         if n_near == len(near):
             longer = np.empty((2 * len(near), 7), dtype=np.float64)
             longer[:n_near] = near
             near = longer
-        near[n_near, 0], near[n_near, 1] = field, n_edits
+        near[n_near, 0] = field
+        near[n_near, 1] = _edit_distance(hashes[begin + copy_begin : begin + copy_end], whole)
         near[n_near, 2], near[n_near, 3] = begin + copy_begin, begin + copy_end
         near[n_near, 4], near[n_near, 5] = begin, min(count, end + CONTEXT)
-        near[n_near, 6] = 1.0 - cost / total
+        near[n_near, 6] = max(1.0 - cost / total, covered / total)
         n_near += 1
     return near, n_near
 
@@ -533,6 +585,7 @@ def scan(
     n_modes: int,
     index_arrays: Any,
     seed_arrays: Any,
+    support_arrays: Any,
     n: int,
     lengths: Any,
     powers: Any,
@@ -549,12 +602,14 @@ def scan(
     data, offsets
         The buffers of an Arrow large_string array.
     fold_arrays, n_modes
-        (ascii_code, kind, start, codes) of the normalisation of text and of that of code; how many of them are asked.
+        `FoldTable.arrays` of the normalisation of text and of that of code; how many of them are asked.
     index_arrays
-        (table_keys, table_slots, bitmap, beginnings, first_tokens, posting_start, posting_field, posting_place,
+        (table_keys, table_slots, bitmap, beginnings, short_beginnings, posting_start, posting_field, posting_place,
         field_hashes, field_bounds).
     seed_arrays
         (table_keys, table_slots, posting_start, posting_field, posting_place) of the rare windows of SEED tokens.
+    support_arrays
+        (start, bounds, hashes): of each field the supporting texts, of each text the tokens.
     n
         Shortest run of fields with at least n tokens; shorter fields match as a whole.
     lengths, powers
@@ -562,12 +617,14 @@ def scan(
     weights
         Of all tokens of the fields.
     memory
-        (latest, latest_seeds, marks), all zeros before the first call for `data`. `latest` is int64[n_postings, 2]:
+        (latest, latest_seeds, marks), all zeros before the first call for `data`. `latest` is int64[n_postings, 3]:
         where the latest recorded run of each posting begins (numbered over all documents, so that nothing need be
-        cleared between them), and its tokens; `latest_seeds` the same of the seeds; `marks` see `_find_near_matches`.
+        cleared between them), its tokens, and those with skips; `latest_seeds` the first two of the seeds; `marks` see
+        `_find_near_matches`.
     out
-        int64[capacity, 9], filled with: document, field, place in the field (tokens), number of tokens, start and
-        end in the document (characters), tokens with skips, longest common subsequence, tokens of the document.
+        int64[capacity, 10], filled with: document, field, place in the field (tokens), number of tokens, start and
+        end in the document (characters), tokens with skips, longest common subsequence, tokens of the document,
+        supporting texts after it.
     near_out, similarities
         int64[capacity, 7], filled with: document, field, edits, start and end in the document (characters), and of the
         text to be kept the first byte and the end in `data`; float64[capacity], the weighted share that is not edited.
@@ -579,7 +636,7 @@ def scan(
         `len(offsets) - 1` when all are done); tokens scanned.
     """
     latest, latest_seeds, marks = memory
-    (table_keys, table_slots, bitmap, beginnings, first_tokens,
+    (table_keys, table_slots, bitmap, beginnings, short_beginnings,
      posting_start, posting_field, posting_place, field_hashes, field_bounds) = index_arrays  # fmt: skip
     n_documents = len(offsets) - 1
     longest = 0
@@ -591,7 +648,7 @@ def scan(
     candidates = np.empty(2 * longest + 1, dtype=np.int32)
     # prefix[k] is the polynomial hash of the first k tokens: any window's hash is then one product and one difference.
     prefix = np.empty(2 * longest + 2, dtype=np.uint64)
-    bitmap_mask = np.uint64(len(bitmap) * 64 - 1)
+    bitmap_mask = np.uint64(len(bitmap) - 1)
     beginning = min(n, SEED)
     beginning_power, seed_power = _power(beginning), _power(SEED)
     seeds = np.empty((64, 4), dtype=np.int64)
@@ -604,17 +661,14 @@ def scan(
         before, near_before = n_runs, n_all_near
         n_document_tokens = 0
         for mode in range(n_modes):
-            ascii_code, kind, fold_start, fold_codes = fold_arrays[mode]
-            count = tokenise(
-                data, offsets[d], offsets[d + 1], ascii_code, kind, fold_start, fold_codes, hashes, starts, ends
-            )
+            count = tokenise(data, offsets[d], offsets[d + 1], fold_arrays[mode], hashes, starts, ends)
             prefix[0] = _ZERO
             for k in range(count):
                 prefix[k + 1] = prefix[k] * BASE + hashes[k]
             # No text has more than two tokens a byte, so the tokens of two documents never have the same number.
             first_number = 2 * offsets[d] + d + 1
             n_candidates = _candidates(
-                hashes, prefix, count, beginning, beginning_power, beginnings, first_tokens, candidates
+                hashes, prefix, count, beginning, beginning_power, beginnings, short_beginnings, candidates
             )
             place_bytes, place_characters = 0, 0
             for c in range(n_candidates):
@@ -624,8 +678,7 @@ def scan(
                     if i + length > count:
                         break
                     key = prefix[i + length] - prefix[i] * powers[which]
-                    bit = key & bitmap_mask
-                    if (bitmap[bit >> _WORD_BITS] >> (bit & _LOW_BITS)) & _ONE == _ZERO:
+                    if _may_hold(bitmap, bitmap_mask, key) == _ZERO:
                         continue
                     slot = _find(table_keys, table_slots, key)
                     if slot < 0:
@@ -643,7 +696,12 @@ def scan(
                             continue
                         # Strictly after its beginning: a document whose runs did not fit is scanned once more.
                         number = first_number + i
-                        if latest[p, 0] < number < latest[p, 0] + latest[p, 1] and run <= latest[p, 1]:
+                        whole = field_hashes[low : low + size]
+                        with_skips = _with_skips(hashes, count, i, whole, place, run)
+                        if (
+                            latest[p, 0] < number < latest[p, 0] + latest[p, 1]
+                            and run <= latest[p, 1] and with_skips <= latest[p, 2]
+                        ):  # fmt: skip
                             continue
                         if n_runs == len(out):
                             return before, near_before, d, n_tokens
@@ -657,13 +715,14 @@ def scan(
                         end = offsets[d] + ends[i + run - 1]
                         out[n_runs, 4] = place_characters
                         out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
-                        whole = field_hashes[low : low + size]
-                        out[n_runs, 6] = _with_skips(hashes, count, i, whole, place, run)
+                        out[n_runs, 6] = with_skips
                         out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run, row)
                         out[n_runs, 8] = count
+                        out[n_runs, 9] = _n_supports(hashes, i + run, count, field, support_arrays)
                         n_runs += 1
                         latest[p, 0] = number
                         latest[p, 1] = run
+                        latest[p, 2] = with_skips
             seeds, n_seeds = _find_seeds(
                 hashes, prefix, count, candidates, n_candidates, seed_power, seed_arrays, field_hashes, field_bounds,
                 latest_seeds, first_number, seeds,

@@ -1,6 +1,6 @@
 """How text becomes tokens, for the benchmark and the corpus alike: written down here, run by the kernels.
 
-The rule, version 1:
+The rule, version 2:
 
 1. Each character is replaced by its full compatibility decomposition with case folding: NFKD, casefold, NFKD,
    casefold, NFKD. Two texts that are equal under NFKC and case folding (Unicode's caseless compatibility match)
@@ -27,18 +27,22 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Version of the rule above; it is written into every audit, because it decides what matches."""
 
 SEPARATOR, WORD, CHARACTER, MARK, IGNORED = range(5)
 
 COMMENT, COMMENT_OR_NOT = 1, 2
 """In place of the code of an ASCII character: it begins a comment; it does so when another slash or a star follows."""
+
+# FNV-1a's offset, and the digits of the golden ratio.
+_TEXT_SEED: Final = 0xCBF29CE484222325
+_CODE_SEED: Final = 0x9E3779B97F4A7C15
 
 # Blocks whose letters are tokens of their own, as inclusive ranges of code points.
 _UNSPACED_SCRIPTS: Final = (
@@ -62,6 +66,7 @@ _UNSPACED_SCRIPTS: Final = (
 # Beyond the CJK extensions only tags and variation selectors (ignored or marks) are assigned.
 _LAST_MAPPED: Final = 0x323AF
 _TAGS: Final = (0xE0000, 0xE01EF)
+_HANGUL: Final = (0xAC00, 0xD7A3)
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,21 @@ class FoldTable:
         int32[0x110001]: the folded form of code point c is `codes[start[c]:start[c + 1]]`.
     codes
         uint32: the folded code points.
+    seed
+        uint64[1]: what the hash of a token begins with. Text and code have different ones, so that no token of the one
+        is ever equal to one of the other.
     """
 
     ascii_code: npt.NDArray[np.uint8]
     kind: npt.NDArray[np.uint8]
     start: npt.NDArray[np.int32]
     codes: npt.NDArray[np.uint32]
+    seed: npt.NDArray[np.uint64]
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """All of them, in the order that the kernels take them."""
+        return self.ascii_code, self.kind, self.start, self.codes, self.seed
 
 
 def fold(character: str) -> str:
@@ -108,9 +122,16 @@ def kind_of(character: str) -> int:
     return CHARACTER if any(low <= code <= high for low, high in _UNSPACED_SCRIPTS) else WORD
 
 
+def _may_change(code: int, character: str) -> bool:
+    """Whether a character can be another one when it is folded; a quick look, since most are not."""
+    # The decomposition of Hangul syllables is a rule, and in no table.
+    is_hangul = _HANGUL[0] <= code <= _HANGUL[1]
+    return is_hangul or character.casefold() != character or unicodedata.decomposition(character) != ""
+
+
 @lru_cache(maxsize=1)
 def fold_table() -> FoldTable:
-    """Build the tables from the Unicode data of this Python, once per process (about a third of a second)."""
+    """Build the tables from the Unicode data of this Python, once per process."""
     n_codes = sys.maxunicode + 1
     kind = np.zeros(n_codes, dtype=np.uint8)
     lengths = np.ones(n_codes, dtype=np.int32)
@@ -122,9 +143,12 @@ def fold_table() -> FoldTable:
             codes.append(code)
             continue
         kind[code] = kind_of(character)
-        folded = fold(character)
-        lengths[code] = len(folded)
-        codes.extend(map(ord, folded))
+        if _may_change(code, character):
+            folded = fold(character)
+            lengths[code] = len(folded)
+            codes.extend(map(ord, folded))
+        else:
+            codes.append(code)
     # What is unassigned or private folds to itself and separates.
     all_codes = np.arange(n_codes, dtype=np.uint32)
     start = np.zeros(n_codes + 1, dtype=np.int32)
@@ -136,7 +160,7 @@ def fold_table() -> FoldTable:
     flat[np.repeat(~is_mapped, lengths)] = all_codes[~is_mapped]
     ascii_code = np.zeros(256, dtype=np.uint8)
     ascii_code[:128] = [ord(fold(chr(code))) if kind[code] == WORD else 0 for code in range(128)]
-    return FoldTable(ascii_code=ascii_code, kind=kind, start=start, codes=flat)
+    return FoldTable(ascii_code, kind, start, flat, _seed(_TEXT_SEED))
 
 
 @lru_cache(maxsize=1)
@@ -148,13 +172,16 @@ def code_table() -> FoldTable:
     kind[ord("_")] = WORD
     ascii_code = np.zeros(256, dtype=np.uint8)
     words = [code for code in range(128) if kind[code] == WORD]
-    # Codes of characters that only separate: no letter, of code or of text, has the same, so no word has the same hash.
-    free = [code for code in range(COMMENT_OR_NOT + 1, 256) if kind[code] == SEPARATOR]
-    ascii_code[words] = free[: len(words)]
+    ascii_code[words] = words
     ascii_code[ord("#")], ascii_code[ord("/")] = COMMENT, COMMENT_OR_NOT
     return FoldTable(
         ascii_code=ascii_code,
         kind=kind,
         start=np.arange(n_codes + 1, dtype=np.int32),
         codes=np.arange(n_codes, dtype=np.uint32),
+        seed=_seed(_CODE_SEED),
     )
+
+
+def _seed(value: int) -> npt.NDArray[np.uint64]:
+    return np.array([value], dtype=np.uint64)

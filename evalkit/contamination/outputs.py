@@ -20,7 +20,7 @@ from evalkit.contamination.findings import AuditResult, Findings
 from evalkit.contamination.kernels import SIMILAR
 from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.recorded import NEAR_SUFFIX, write
-from evalkit.contamination.rules import CLEAN, DIRTY
+from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.scan import ShardRuns
 from evalkit.contamination.texts import TEXTS, texts_of
 from evalkit.corpora.fingerprints import METHOD as FINGERPRINTS
@@ -32,6 +32,8 @@ from evalkit.files import atomic_path, to_json
 from evalkit.progress import warn
 
 BAD_ROWS: Final = "bad_rows.jsonl"
+
+_CHUNK: Final = 1 << 20
 
 SCAN: Final = "scan.parquet"
 """What the scan has recorded, from which other rules can be applied without the corpus."""
@@ -70,38 +72,36 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
 class _Places:
     """For every run, and then every near match, where its document is."""
 
-    corpus: pa.Array
-    file: pa.Array
+    corpus: pa.ChunkedArray
+    file: pa.ChunkedArray
     row: np.ndarray[Any, np.dtype[np.int64]]
-    doc_id: pa.Array
+    doc_id: pa.ChunkedArray
 
 
 def _document_places(found: Sequence[ShardRuns]) -> _Places:
     n_found = [*(len(one.rows) for one in found), *(len(one.near.rows) for one in found)]
     numbers = np.repeat(np.tile(np.arange(len(found)), 2), n_found)
-    names = pa.array([str(one.shard.path) for one in found], type=pa.string())
-    corpora = pa.array([one.shard.corpus for one in found], type=pa.string())
     return _Places(
-        corpus=corpora.take(pa.array(numbers)),
-        file=names.take(pa.array(numbers)),
+        corpus=_each([one.shard.corpus for one in found], numbers),
+        file=_each([str(one.shard.path) for one in found], numbers),
         row=np.concatenate([*(one.rows for one in found), *(one.near.rows for one in found)]),
-        doc_id=pa.concat_arrays(
-            [
-                *(one.doc_ids.cast(pa.string()) for one in found),
-                *(one.near.doc_ids.cast(pa.string()) for one in found),
-            ]
+        doc_id=pa.chunked_array(
+            [*(one.doc_ids for one in found), *(one.near.doc_ids for one in found)], type=pa.large_string()
         ),
     )
+
+
+def _each(values: Sequence[str], numbers: np.ndarray[Any, np.dtype[np.int64]]) -> pa.ChunkedArray:
+    """The value of each number. There can be millions: no Python object for each, and no array of more than 2 GiB."""
+    named = pa.array(values, type=pa.string())
+    chunks = [named.take(pa.array(numbers[begin : begin + _CHUNK])) for begin in range(0, len(numbers), _CHUNK)]
+    return pa.chunked_array(chunks, type=pa.string())
 
 
 def _matches(findings: Findings, places: _Places) -> pa.Table:
     """Every run and every edited copy, whatever the rules make of it."""
     benchmarks, index, runs = findings.benchmarks, findings.index, findings.runs
-    which = pa.array(runs.fields)  # there can be millions of runs: no Python object for each
     coverage = runs.n_tokens / index.field_sizes[runs.fields]
-
-    def of_field(values: list[str]) -> pa.Array:
-        return pa.array(values, type=pa.string()).take(which)
 
     table = tables.from_columns(
         tables.MATCHES,
@@ -110,9 +110,9 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
             "file": places.file,
             "row": places.row,
             "doc_id": places.doc_id,
-            "benchmark": of_field([benchmarks[field.benchmark].name for field in index.fields]),
-            "doc_hash": of_field([field.doc_hash for field in index.fields]),
-            "field": of_field([field.name for field in index.fields]),
+            "benchmark": _each([benchmarks[field.benchmark].name for field in index.fields], runs.fields),
+            "doc_hash": _each([field.doc_hash for field in index.fields], runs.fields),
+            "field": _each([field.name for field in index.fields], runs.fields),
             "start": runs.starts,
             "end": runs.ends,
             "n_tokens": runs.n_tokens,
@@ -126,30 +126,34 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
 
 def _items(findings: Findings, places: _Places) -> pa.Table:
     """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
-    index = findings.index
-    rows = []
+    fields = findings.index.fields
+    names = (
+        [findings.benchmarks[field.benchmark].name for field in fields],
+        [field.doc_hash for field in fields],
+        [field.name for field in fields],
+    )
+    parts = []
     for rule in findings.rules:
         score = findings.scores[rule.name]
-        for f in np.flatnonzero(score.assessed):
-            field, best = index.fields[f], int(score.best_run[f])
-            benchmark = findings.benchmarks[field.benchmark]
-            rows.append(
-                {
-                    "benchmark": benchmark.name,
-                    "doc_hash": field.doc_hash,
-                    "field": field.name,
-                    "rule": rule.name,
-                    "contamination": float(score.contamination[f]),
-                    "label": DIRTY if score.dirty[f] else CLEAN,
-                    "n_documents": int(score.n_documents[f]),
-                    "best_document": f"{places.file[best]}:{places.row[best]}" if best >= 0 else None,
-                    "longest_match": int(score.longest[f]),
-                }
-            )
-    return tables.from_rows(tables.ITEMS, rows)
-
-
-_SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
+        mine = np.flatnonzero(score.assessed)
+        best = score.best_run[mine]
+        documents: list[str | None] = [None] * len(mine)
+        for place in np.flatnonzero(best >= 0).tolist():
+            documents[place] = f"{places.file[int(best[place])]}:{places.row[best[place]]}"
+        columns = {
+            **{
+                name: _each(values, mine)
+                for name, values in zip(("benchmark", "doc_hash", "field"), names, strict=True)
+            },
+            "rule": _each([rule.name], np.zeros_like(mine)),
+            "contamination": score.contamination[mine],
+            "label": _each([CLEAN, DIRTY], score.dirty[mine].astype(np.int64)),
+            "n_documents": score.n_documents[mine],
+            "best_document": documents,
+            "longest_match": score.longest[mine],
+        }
+        parts.append(pa.table(columns, schema=tables.ITEMS.schema))
+    return pa.concat_tables(parts)
 
 
 def _documents(findings: Findings, places: _Places) -> pa.Table:
@@ -162,7 +166,7 @@ def _documents(findings: Findings, places: _Places) -> pa.Table:
             entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "keep", "reasons": {}})
             benchmark = findings.benchmarks[index.fields[runs.fields[run]].benchmark].name
             entry["reasons"][f"{rule.name}: {benchmark}"] = None
-            entry["action"] = max(entry["action"], rule.document_action, key=_SEVERITY.__getitem__)
+            entry["action"] = max(entry["action"], rule.document_action, key=SEVERITY.__getitem__)
     for run in np.flatnonzero(findings.is_canary):
         entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "drop", "reasons": {}})
         entry["action"] = "drop"

@@ -22,10 +22,11 @@ from evalkit.contamination.scan import ShardRuns, scan_shard
 from evalkit.corpora.fingerprints import hash_piece
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.shards import Shard
+from evalkit.errors import InputError
 from evalkit.files import to_json
 from evalkit.progress import Bar
 
-_VERSION: Final = 2
+_VERSION: Final = 4
 _PROGRESS: Final = ".progress"
 _METER_S: Final = 0.5
 
@@ -146,8 +147,12 @@ def shown_progress(tasks: Sequence[ScanTask], bar: Bar) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _index(folder: Path, fingerprint: str) -> Index:
     """The index, opened once in each process."""
-    del fingerprint  # another index in the same folder is not the same
-    return load_index(folder)
+    index = load_index(folder)
+    if index.fingerprint != fingerprint:
+        raise InputError(
+            "the index is that of another audit", where=str(folder), do="Let only one audit run in a directory"
+        )
+    return index
 
 
 def read_part(task: ScanTask) -> ShardRuns:

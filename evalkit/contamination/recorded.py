@@ -28,7 +28,7 @@ _TOTALS: Final = b"evalkit.totals"
 _SHARD: Final = "shard"
 _INTEGERS: Final = (
     *("rows", "fields", "places", "n_tokens", "starts", "ends"),
-    *("n_skipping", "n_in_order", "n_document_tokens"),
+    *("n_skipping", "n_in_order", "n_document_tokens", "n_supports"),
 )
 _NEAR: Final = ("rows", "doc_ids", "fields", "n_edits", "similarities", "starts", "ends", "texts")
 NEAR_SUFFIX: Final = ".near.parquet"
@@ -139,9 +139,8 @@ def _counts(saved: dict[str, Any]) -> ShardCounts:
 def _concatenated(columns: Sequence[Any]) -> Any:
     if isinstance(columns[0], np.ndarray):
         return np.concatenate(columns)
-    # Ids can be of any type of string, and of none where a shard has no document.
-    kind = pa.large_string() if pa.types.is_large_string(columns[0].type) else pa.string()
-    return pa.concat_arrays([column.cast(kind) for column in columns])
+    # Ids can be of any type of string, and of none where a shard has no document; all together can have 2 GiB.
+    return pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
 
 
 def _of_shards(table: pa.Table, n_shards: int) -> list[pa.Table]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+import numpy as np
 import yaml
 
-from evalkit.contamination.benchmarks import kind_of_field
 from evalkit.errors import SpecError
 from evalkit.resources import resource_dir
 
@@ -45,6 +45,14 @@ FIELD_KINDS: Final = ("question", "answer", "choices", "passage")
 """What a rule may be restricted to; `choices` are all choices of an item."""
 
 
+SEVERITY: Final = {"keep": 0, "cut": 1, "drop": 2}
+"""What rules do with documents, the strictest highest."""
+
+SHORT_FIELD: Final = 8
+LONG_FIELD: Final = 30
+_TIE: Final = 1e-9
+
+
 @dataclass(frozen=True)
 class Rule:
     """One contamination rule.
@@ -74,6 +82,9 @@ class Rule:
         least `n` and at most `n_high`.
     threshold
         A field with at least this contamination is dirty.
+    short_threshold
+        When given, so it is of fields of at most SHORT_FIELD tokens; between these and LONG_FIELD tokens it changes
+        evenly.
     is_strict
         Only more than the threshold is dirty.
     document_action
@@ -84,6 +95,9 @@ class Rule:
         What was seen must have been seen in one document.
     shortest_question
         Fewest tokens of a question that is matched as a whole.
+    unsupported_threshold
+        Of `edit_similarity`, when given: the threshold for questions of fewer than LONG_FIELD tokens without half of
+        their choices, or of their answer, near the copy.
     length, n_samples
         Of `substring`.
     filled_in
@@ -103,17 +117,19 @@ class Rule:
     fields: tuple[str, ...] = FIELD_KINDS
     one_document: bool = False
     shortest_question: int = 1
+    short_threshold: float | None = None
+    unsupported_threshold: float | None = None
     length: int = 50
     n_samples: int = 3
     filled_in: tuple[str, ...] = ()
 
-    def applies_to(self, field: str) -> bool:
-        """Whether the rule looks at a field of this name."""
-        return kind_of_field(field) in self.fields
-
-    def is_dirty(self, contamination: Any) -> Any:
-        """Compare a contamination, or an array of them, with the threshold."""
-        return contamination > self.threshold if self.is_strict else contamination >= self.threshold
+    def is_dirty(self, contamination: Any, n_tokens: Any) -> Any:
+        """Compare contaminations of fields with the threshold for fields of so many tokens; both may be arrays."""
+        threshold = self.threshold
+        if self.short_threshold is not None:
+            threshold = np.interp(n_tokens, (SHORT_FIELD, LONG_FIELD), (self.short_threshold, threshold))
+        # A share of 0.7 can be computed as 0.6999...
+        return contamination > threshold + _TIE if self.is_strict else contamination >= threshold - _TIE
 
 
 def rule_names() -> list[str]:
@@ -225,6 +241,11 @@ _OPTIONAL: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         f"a list of some of {', '.join(FIELD_KINDS)}",
     ),
     "shortest_question": (_is_length, f"a whole number of tokens from 1 to {MAX_N}"),
+    "short_threshold": (lambda value: isinstance(value, float) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "unsupported_threshold": (
+        lambda value: isinstance(value, float) and 0 < value <= 1,
+        "a number above 0 and at most 1",
+    ),
     "length": (_is_length, f"a whole number of characters from 1 to {MAX_N}"),
     "n_samples": (_is_length, f"a whole number from 1 to {MAX_N}"),
     "filled_in": (_are_texts, "a list of texts"),

@@ -41,6 +41,8 @@ class ShardRuns:
         Longest common subsequence of the field and the run's surroundings; 0 for runs of fewer than 13 tokens.
     n_document_tokens
         Tokens of the document.
+    n_supports
+        After a short question, how many of its choices (or of its answers) stand there.
     near
         Near matches.
     counts
@@ -62,6 +64,7 @@ class ShardRuns:
     n_skipping: npt.NDArray[np.int64]
     n_in_order: npt.NDArray[np.int64]
     n_document_tokens: npt.NDArray[np.int64]
+    n_supports: npt.NDArray[np.int64]
     near: NearMatches
     counts: ShardCounts
     n_bytes: int
@@ -80,7 +83,7 @@ class NearMatches:
     fields
         Field number in the index.
     n_edits, similarities
-        Tokens inserted, deleted or replaced there, and the share of the field's weight that is not edited.
+        Tokens inserted, deleted or replaced there, and the share of the field's weight that is not edited, or moved.
     starts, ends
         Place of the copy in the document's original text, in characters.
     texts
@@ -113,7 +116,7 @@ def scan_shard(
         The file cannot be read to its end, or a Parquet file has no such column.
     """
     reader = read_shard(shard, text_column=text_column, id_column=id_column, on_progress=on_progress)
-    runs = _Columns(9)
+    runs = _Columns(10)
     near = _Columns(7)
     texts: list[pa.Array] = []
     similarities = [np.empty(0)]
@@ -127,7 +130,7 @@ def scan_shard(
         data_bounds = arrow_buffers(batch.texts)[1]
         n_bytes += int(data_bounds[-1] - data_bounds[0])
         n_corpus_tokens += scanned
-    rows, fields, places, n_tokens, starts, ends, n_skipping, n_in_order, n_document_tokens = runs.columns()
+    rows, fields, places, n_tokens, starts, ends, n_skipping, n_in_order, n_document_tokens, n_supports = runs.columns()
     near_rows, near_fields, n_edits, near_starts, near_ends, *_ = near.columns()
     return ShardRuns(
         shard=shard,
@@ -141,6 +144,7 @@ def scan_shard(
         n_skipping=n_skipping,
         n_in_order=n_in_order,
         n_document_tokens=n_document_tokens,
+        n_supports=n_supports,
         near=NearMatches(
             rows=near_rows,
             doc_ids=near.doc_ids(),
@@ -188,24 +192,24 @@ def scan_texts(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
     """Return the runs, the near matches and their similarities in an array of texts, and the number of tokens scanned.
 
-    The columns are those of `kernels.scan`: int64[n_runs, 9] and int64[n_near, 7], in the order of the texts.
+    The columns are those of `kernels.scan`: int64[n_runs, 10] and int64[n_near, 7], in the order of the texts.
     """
     data, offsets = arrow_buffers(texts)
     capacity = _FIRST_CAPACITY
     # Zeroed memory that is never touched costs nothing, and few postings are ever found.
     memory = (
-        np.zeros((len(index.posting_field), 2), dtype=np.int64),
+        np.zeros((len(index.posting_field), 3), dtype=np.int64),
         np.zeros((len(index.seed_field), 2), dtype=np.int64),
         np.zeros(int(index.field_bounds[-1]) + 1, dtype=np.int64),
     )
     found: list[tuple[npt.NDArray[Any], ...]] = []
     first, total = 0, 0
     while first < len(texts) or not found:
-        runs, near = np.empty((capacity, 9), dtype=np.int64), np.empty((capacity, 7), dtype=np.int64)
+        runs, near = np.empty((capacity, 10), dtype=np.int64), np.empty((capacity, 7), dtype=np.int64)
         similarities = np.empty(capacity)
         n_runs, n_near, following, scanned = kernels.scan(
-            data, offsets, first, index.fold_arrays, index.n_modes, index.arrays, index.seed_arrays, index.n,
-            index.lengths, index.powers, index.weights, memory, runs, near, similarities,
+            data, offsets, first, index.fold_arrays, index.n_modes, index.arrays, index.seed_arrays,
+            index.support_arrays, index.n, index.lengths, index.powers, index.weights, memory, runs, near, similarities,
         )  # fmt: skip
         found.append((runs[:n_runs], near[:n_near], similarities[:n_near]))
         total += scanned

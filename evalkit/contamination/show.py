@@ -23,10 +23,11 @@ from rich.text import Text
 from evalkit import tables
 from evalkit.contamination.pairs import Pair, Pairs
 from evalkit.contamination.record import AuditDirectory
-from evalkit.contamination.tokens import find_words, tokens
+from evalkit.contamination.tokens import find_words, tokens, words_of
 from evalkit.contamination.verify import Match, difference, is_code, readings
 from evalkit.corpora.rows import Document, Missing, read_rows
 from evalkit.errors import InputError
+from evalkit.terminal import safe
 
 CONTEXT: Final = 300
 """Characters shown on each side of a shared stretch, and at least so many of its own beginning and end."""
@@ -47,22 +48,7 @@ _SHARED: Final = "black on bright_yellow"
 _EDITED: Final = "underline"
 _OPEN, _CLOSE = "\u27e6", "\u27e7"
 
-# What changes a terminal's state, or hides and reorders what stands around it: control and formatting characters but
-# line break and tab. The two joiners (U+200C, U+200D) stay: Persian and emoji are written with them.
-_UNSAFE: Final = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    r"\ud800-\udfff\U0001bca0-\U0001bca3\U000e0000-\U000e007f]"
-)
-
 Interval = tuple[int, int]
-
-
-def safe(text: str) -> str:
-    r"""Return the text with every character that a terminal might obey written out, as in `<U+001B>[31m`.
-
-    Line breaks and tabs stay, and a Windows line end counts as a line break.
-    """
-    return _UNSAFE.sub(lambda found: f"<U+{ord(found[0]):04X}>", text.replace("\r\n", "\n"))
 
 
 @dataclass
@@ -131,8 +117,8 @@ class Viewer:
             try:
                 if pair.file in self.audit.files:
                     shard = self.audit.files[pair.file].shard
-                    columns = {"text_column": self.audit.text_column, "id_column": self.audit.id_column}
-                    for one in read_rows(shard, rows, **columns):  # type: ignore[arg-type]
+                    columns, id_column = self.audit.text_column, self.audit.id_column
+                    for one in read_rows(shard, rows, text_column=columns, id_column=id_column):
                         self._documents[pair.file, one.row] = one
             except InputError as error:
                 reason = error.what
@@ -150,7 +136,11 @@ class Viewer:
             self.console.print(Text.assemble((f"{label:<9}", "dim"), safe(value)), soft_wrap=True)
         for name in dict.fromkeys(match["field"] for match in pair.matches):
             mine = [match for match in pair.matches if match["field"] == name]
-            line = Text.assemble((f"{safe(name):<9}", "dim"), " ", _measured(mine), "; ", self._judged(pair, name))
+            text = self.audit.texts.fields.get((pair.benchmark, pair.doc_hash), {}).get(name, "")
+            size = len(words_of(text, is_code=is_code(self.audit, mine[0])))
+            line = Text.assemble(
+                (f"{safe(name):<9}", "dim"), " ", _measured(mine, size), "; ", self._judged(pair, name)
+            )
             self.console.print(line, soft_wrap=True)
 
     def _judged(self, pair: Pair, name: str) -> str:
@@ -281,10 +271,9 @@ class _Spans:
         shared.append((there[place].start, there[place + n - 1].end))
 
 
-def _measured(matches: Sequence[Match]) -> str:
+def _measured(matches: Sequence[Match], size: int) -> str:
     """How much of a field stands in the document."""
     best = max(matches, key=lambda match: (match["coverage"], match["n_tokens"], -(match["n_edits"] or 0)))
-    size = round(best["n_tokens"] / best["coverage"])
     edits = f" with {best['n_edits']} edit{'s' if best['n_edits'] > 1 else ''}" if best["n_edits"] else ""
     more = f"; the longest of {len(matches):,} matches" if len(matches) > 1 else ""
     place = f"characters {best['start']:,}-{best['end']:,}"

@@ -14,7 +14,7 @@ import numpy as np
 from evalkit import tables
 from evalkit.contamination.record import AuditDirectory, CorpusFile, open_audit
 from evalkit.contamination.tokens import Token, edit_distance, find_words, tokens, words_of
-from evalkit.corpora.fingerprints import dataset_identity, fingerprint
+from evalkit.corpora.fingerprints import identity
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.remote import Address, sizes_of
 from evalkit.corpora.rows import Document, Missing, read_rows
@@ -208,10 +208,7 @@ def _compare_hashes(audit: AuditDirectory, shards: Mapping[str, Shard], problems
         for name, shard in wanted.items():
             path = shard.path
             try:
-                if isinstance(path, DatasetPart):
-                    is_same = dataset_identity(path) == audit.files[name].fingerprint
-                else:
-                    is_same = fingerprint(path, shard.size, bar.advance) == audit.files[name].fingerprint
+                is_same = identity(path, shard.size, bar.advance) == audit.files[name].fingerprint
             except InputError as error:
                 problems[name].append(Problem(name, None, error.what))
                 continue
@@ -302,7 +299,7 @@ def _text_difference(match: Match, stretch: str, text: str, *, is_code: bool) ->
     possible = list(readings(found, len(stretch)))
     if n_edits:
         least = min(edit_distance(field, words) for words in possible)
-        right = least == n_edits == len(field) - n_tokens
+        right = least == n_edits and n_tokens == max(len(field) - n_edits, 0)
         return None if right else f"the text there is {least} edits from the item's, not {n_edits}"
     as_long = [words for words in possible if len(words) == n_tokens]
     if not as_long:

@@ -21,8 +21,11 @@ def check_columns(schema: pa.Schema, fields: TextFields, file: str) -> None:
     Raises
     ------
     InputError
-        A column is missing, or is no text or no id.
+        A column is missing or there twice, or is no text or no id.
     """
+    for name in {steps_in(schema, path)[0] for path in fields.paths} | {fields.id_column}:
+        if (n := schema.names.count(name)) > 1:
+            raise InputError(f"{n} columns are called '{name}'", where=file, do="Rename or remove all but one of them")
     for path in fields.paths:
         kind = _value_type(_type_at(schema, path, file))
         if not _is_text(kind):

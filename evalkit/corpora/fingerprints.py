@@ -110,6 +110,13 @@ def _hash(file: io.RawIOBase, start: int, stop: int, on_progress: Callable[[int]
     return digest.hexdigest()
 
 
+def identity(
+    path: Path | Address | DatasetPart, size: int, on_progress: Callable[[int], None] | None = None
+) -> str | None:
+    """Return what tells the contents of any corpus file apart: `fingerprint`, or of a dataset `dataset_identity`."""
+    return dataset_identity(path) if isinstance(path, DatasetPart) else fingerprint(path, size, on_progress)
+
+
 def dataset_identity(part: DatasetPart) -> str | None:
     """Return what tells the versions of a dataset apart that `datasets` reads for us, since it has no file of ours.
 

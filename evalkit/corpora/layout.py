@@ -15,7 +15,7 @@ from evalkit.corpora.hub import DatasetPart, is_dataset
 from evalkit.corpora.remote import is_address
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.writers import output_name
-from evalkit.errors import SpecError
+from evalkit.errors import InputError, SpecError
 
 
 def layout(shards: Sequence[Shard]) -> list[str]:
@@ -28,7 +28,11 @@ def layout(shards: Sequence[Shard]) -> list[str]:
     ------
     SpecError
         Two files would have the same path.
+    InputError
+        A file is named such that its path could lead out of the folder.
     """
+    for shard in shards:
+        _check_name(shard)
     roots = list(_roots(shards).values())
     n_common = len(_common(roots))
     names = ["/".join(_parts(shard)[n_common:]) for shard in shards]
@@ -36,6 +40,36 @@ def layout(shards: Sequence[Shard]) -> list[str]:
         if n > 1:
             raise SpecError(f"{n} files of the corpus would be written to it", where=name, do="Write them one by one")
     return names
+
+
+def below(folder: Path, name: str) -> Path:
+    """Return the path of the file `name` below `folder`.
+
+    Raises
+    ------
+    InputError
+        It would lie elsewhere: the name is absolute, has a `..` or none, or goes through a linked folder.
+    """
+    path = folder / name
+    if not _is_plain(name) or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"the file '{name}' would lie outside of it", where=str(folder), do="Give another folder")
+    return path
+
+
+def _is_plain(name: str) -> bool:
+    return all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _check_name(shard: Shard) -> None:
+    """Refuse what no search for files gives, but a record from elsewhere can hold."""
+    path = shard.path
+    if isinstance(path, Path):
+        is_right = path.is_absolute() and ".." not in path.parts
+    else:
+        parts = (path.config or "default", path.split) if isinstance(path, DatasetPart) else ()
+        is_right = all(map(_is_plain, (*parts, output_name(shard))))
+    if not is_right:
+        raise InputError("this names no file of a corpus", where=str(path), do="Audit again")
 
 
 def _parts(shard: Shard) -> tuple[str, ...]:

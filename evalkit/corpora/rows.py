@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from evalkit.corpora.readers import read_shard, unreadable
 from evalkit.corpora.remote import Address, is_address
 from evalkit.corpora.shards import Shard, ShardPath, format_of
 from evalkit.corpora.streams import Compression, read_chunks, split_lines
+from evalkit.errors import InputError
 
 # What was a document when the corpus was read is one now, however long it is.
 _ANY_LENGTH: Final = sys.maxsize
@@ -171,15 +173,22 @@ def shard_named(file: str, size: int, corpus: str = "") -> Shard:
         A path, an address, or the name of a part of a dataset.
     size, corpus
         As `Shard` has them.
+
+    Raises
+    ------
+    InputError
+        No shard has such a name.
     """
     return Shard(corpus, _path_named(file), size)
 
 
 def _path_named(file: str) -> ShardPath:
-    if is_dataset(file):
-        part = re.fullmatch(rf"{PREFIX}([^:]+):([^:]*):(.+)/\3-(\d+)-of-(\d+)", file)
-        if part is None:
-            raise ValueError(f"{file!r} names no part of a dataset")
-        name, config, split, index, n_parts = part.groups()
-        return DatasetPart(name, config or None, split, int(index), int(n_parts))
-    return Address(file) if is_address(file) else Path(file)
+    if isinstance(file, str):
+        if is_dataset(file) and (part := re.fullmatch(rf"{PREFIX}([^:]+):([^:]*):(.+)/\3-(\d+)-of-(\d+)", file)):
+            name, config, split, index, n_parts = part.groups()
+            return DatasetPart(name, config or None, split, int(index), int(n_parts))
+        if is_address(file):
+            return Address(file)
+        if Path(file).is_absolute() and os.path.normpath(file) == file and "\0" not in file:
+            return Path(file)
+    raise InputError("this names no file of a corpus", where=str(file), do="Restore the record, or audit again")

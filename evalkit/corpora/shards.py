@@ -111,7 +111,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     ------
     InputError
         There is no pattern; a pattern is empty or finds nothing, or nothing of a readable format; a file or folder
-        that was found cannot be looked at.
+        that was found cannot be looked at, or its name is not UTF-8.
 
     Notes
     -----
@@ -124,6 +124,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
         raise InputError(what, where="--corpus", do="Name at least one file, folder or glob; `.` is the current folder")
     shards: dict[ShardPath, Shard] = {}
     for pattern in patterns:
+        check_name(pattern)
         for source in _sources(pattern):
             if isinstance(source, DatasetPart):
                 shards.setdefault(source, Shard(pattern, source, 0))
@@ -132,6 +133,20 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
             else:
                 _add_local(shards, pattern, source)
     return sorted(shards.values(), key=_place)
+
+
+def check_name(path: str) -> None:
+    """Refuse a path that is not UTF-8: neither JSON nor a table could name it.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError("this name is not UTF-8", where=path, do="Rename the file or folder") from None
 
 
 def _place(shard: Shard) -> tuple[int, Path, str]:
@@ -159,6 +174,7 @@ def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> Non
         if not readable:
             _refuse(source, left_out)
         for path in readable:
+            check_name(str(path))
             if not path.is_file() and path.exists():
                 raise InputError(
                     "this is a pipe or a device, of which nobody knows whether all came",

@@ -96,7 +96,8 @@ def rewrite_shard(
 def describe_saved(folders: Mapping[Path, Path], change: str) -> list[Path]:
     """Write what `datasets` keeps beside its files, so that `load_from_disk` opens the new folders; return what was.
 
-    What is no longer true of the rows, their number and fingerprint, is left out or replaced.
+    What is no longer true of the rows, their number and fingerprint, is left out or replaced. A `state.json` of another
+    program, and descriptions that are missing or broken, are passed over: `load_from_disk` cannot open those.
 
     Parameters
     ----------
@@ -113,18 +114,35 @@ def describe_saved(folders: Mapping[Path, Path], change: str) -> list[Path]:
         written.append(path)
 
     for old, new in folders.items():
-        if not (old / "state.json").is_file():
-            continue
-        state = orjson.loads((old / "state.json").read_bytes())
-        if not all((new / one["filename"]).is_file() for one in state["_data_files"]):
+        state, info = _object_in(old / "state.json"), _object_in(old / "dataset_info.json")
+        names = _data_files(state)
+        if state is None or info is None or not names or not all((new / name).is_file() for name in names):
             continue
         state["_fingerprint"] = hashlib.sha256(f"{state['_fingerprint']} {change}".encode()).hexdigest()[:16]
-        info = orjson.loads((old / "dataset_info.json").read_bytes())
         write(new / "dataset_info.json", {key: value for key, value in info.items() if key not in _COUNTED})
         write(new / "state.json", state)
-        if (old.parent / "dataset_dict.json").is_file():
-            splits[old.parent] = new.parent
+        splits[old.parent] = new.parent
     for old, new in splits.items():
-        names = orjson.loads((old / "dataset_dict.json").read_bytes())["splits"]
-        write(new / "dataset_dict.json", {"splits": [name for name in names if (new / name / "state.json").is_file()]})
+        named = (_object_in(old / "dataset_dict.json") or {}).get("splits")
+        if isinstance(named, list) and all(isinstance(name, str) for name in named):
+            there = [name for name in named if (new / name / "state.json").is_file()]
+            write(new / "dataset_dict.json", {"splits": there})
     return written
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None when there is none."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _data_files(state: Mapping[str, Any] | None) -> list[str]:
+    """The files that a `state.json` names; none if it was not written by `datasets`."""
+    files = state.get("_data_files") if state and "_fingerprint" in state else None
+    if not isinstance(files, list) or not all(isinstance(one, dict) for one in files):
+        return []
+    names = [one.get("filename") for one in files]
+    return names if all(isinstance(name, str) for name in names) else []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from evalkit import tables
 from evalkit.errors import CompareError, SpecError
-from evalkit.files import atomic_path, write_json
+from evalkit.files import write_json
 from evalkit.reports.comparison import p_text, points
-from evalkit.reports.figures import STYLE, to_svg
+from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
 from evalkit.reports.inputs import CLEAN, Run, load_audit, load_run, read_json
-from evalkit.reports.page import visible
+from evalkit.reports.page import one_line
 from evalkit.stats.results import Estimate
 from evalkit.stats.split import Criterion, ScoreSplit, ThresholdChoice, ThresholdPoint, choose_threshold, score_split
 
@@ -37,9 +37,6 @@ CONTROL: Final = (
     "--control RUN, a model that has not seen this corpus, takes the difficulty out of the gain as far as both models "
     "find the same items hard"
 )
-
-# Okabe and Ito's palette, with shapes, for those who see no colour.
-_LOOKS: Final = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,7 @@ class ScoreSplits:
             "finished": self.finished,
             "entries": [asdict(entry) for entry in self.entries],
             "warnings": list(self.warnings),
+            "notes": notes(self),
         }
 
     def __str__(self) -> str:
@@ -147,7 +145,7 @@ def score_splits(
     *,
     rules: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
-    metric: str | None = None,
+    metric: str | Mapping[str, tuple[str, str]] | None = None,
     control: Path | None = None,
     criterion: Criterion = "z",
     confidence_level: float = 0.95,
@@ -170,7 +168,8 @@ def score_splits(
     tasks
         Some of the runs' tasks; default: all.
     metric
-        "metric" or "metric,filter"; default: each task's first that has scores.
+        "metric" or "metric,filter", or for each task its metric and filter; default: each task's first that has scores
+        in all runs.
     control
         Run of a model that has not seen the corpus: each run is also split by the differences of its scores from the
         control's on the same items, which takes out what makes flagged items easier or harder for both.
@@ -188,16 +187,7 @@ def score_splits(
     TableError
         A table is faulty.
     """
-    if not 0 < confidence_level < 1 or n_resamples * (1 - confidence_level) < 2:
-        raise SpecError(
-            f"{confidence_level} is no level for {n_resamples} resamples",
-            where="--confidence-level",
-            do="Give one between 0 and 1, such as 0.95",
-        )
-    if criterion not in get_args(Criterion):
-        raise SpecError(f"'{criterion}' is no criterion", where="--criterion", do="Choose z or gain")
-    if not runs:
-        raise SpecError("no run was given", where="--run", do="Give at least one run directory")
+    _check_options(runs, criterion, confidence_level, n_resamples)
     labels = _load_labels(audit, rules)
     against = load_run(control) if control else None
     entries: list[TaskSplit] = []
@@ -207,11 +197,12 @@ def score_splits(
             f"the audit could not read {labels.n_bad_rows:,} rows of its corpus: what only they hold counts as clean"
         )
     named = _named(runs)
-    for name, run in named.items():
+    for run in (*named.values(), *([against] if against else [])):
         if (run.record.get("health") or {}).get("suspect"):
-            warnings.append(f"{name} is suspect: its scores may be those of its set-up (see health in run.json)")
+            warnings.append(f"{run.name} is suspect: its scores may be those of its set-up (see health in run.json)")
+    for name, run in named.items():
         for task in run.tasks if tasks is None else [one for one in run.tasks if one in tasks]:
-            scored = [_scored(run, task, metric)]
+            scored = [_scored(run, task, _metric(list(named.values()), run, task, metric, warnings))]
             if against is not None:
                 scored += _controlled(scored[0], against, task, warnings)
             for one, rule in itertools.product(scored, labels.of_rule):
@@ -227,6 +218,19 @@ def score_splits(
             do="Audit the corpus for the tasks that were run (same --data and --task-seed)",
         )
     return ScoreSplits(str(audit), labels.finished, tuple(entries), tuple(dict.fromkeys(warnings)))
+
+
+def _check_options(runs: Sequence[Path], criterion: str, confidence_level: float, n_resamples: int) -> None:
+    if not 0 < confidence_level < 1 or n_resamples * (1 - confidence_level) < 2:
+        raise SpecError(
+            f"{confidence_level} is no level for {n_resamples} resamples",
+            where="--confidence-level",
+            do="Give one between 0 and 1, such as 0.95",
+        )
+    if criterion not in get_args(Criterion):
+        raise SpecError(f"'{criterion}' is no criterion", where="--criterion", do="Choose z or gain")
+    if not runs:
+        raise SpecError("no run was given", where="--run", do="Give at least one run directory")
 
 
 def _named(directories: Sequence[Path]) -> dict[str, Run]:
@@ -257,8 +261,21 @@ class _Scored:
     warnings: tuple[str, ...] = ()
 
 
-def _scored(run: Run, task: str, metric: str | None) -> _Scored:
-    chosen = run.primary(task, metric)
+def _metric(
+    runs: Sequence[Run], run: Run, task: str, metric: str | Mapping[str, tuple[str, str]] | None, warnings: list[str]
+) -> tuple[str, str]:
+    """The first metric and filter that all runs have scored, so that they can be compared; else the run's own."""
+    if metric is not None and not isinstance(metric, str):
+        return metric[task]
+    of_all = set.intersection(*(one.scored(task) for one in runs if task in one.tasks))
+    own = run.primary(task, metric)
+    chosen = next((one for one in run.metrics(task, metric) if one in of_all), own)
+    if chosen not in of_all and len(runs) > 1:
+        warnings.append(f"{task}: no metric has scores in all runs; that of {run.name} is {','.join(own)}")
+    return chosen
+
+
+def _scored(run: Run, task: str, chosen: tuple[str, str]) -> _Scored:
     items, n_unscored = run.items(task, chosen)
     return _Scored(items, chosen, run.higher_is_better(task, *chosen), n_unscored)
 
@@ -449,7 +466,7 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
     for entry in splits.entries:
         groups.setdefault((entry.name, entry.rule), []).append(entry)
     for (name, rule), entries in groups.items():
-        title = Text(_one_line(f"{name}: rule {rule}"))
+        title = Text(one_line(f"{name}: rule {rule}"))
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("task", "flagged from", "items", "all", "clean", "flagged", "gain (points)", "p"):
             table.add_column(column, justify="left" if column in ("task", "flagged from") else "right")
@@ -459,10 +476,10 @@ def render_splits(splits: ScoreSplits, console: Any) -> None:
                 table.add_row(*map(Text, _chosen_cells(entry.choice, entry.choice.chosen)))
         console.print(table)
         for entry in entries:
-            console.print(f"{_one_line(entry.task)}: {_sentence(entry)}", markup=False)
+            console.print(f"{one_line(f'{entry.task}, {entry.metric}')}: {_sentence(entry)}", markup=False)
         console.print()
     for note in notes(splits):
-        console.print(f"note: {_one_line(note)}", markup=False)
+        console.print(f"note: {one_line(note)}", markup=False)
 
 
 def _rule_cells(entry: TaskSplit) -> tuple[str, ...]:
@@ -470,7 +487,7 @@ def _rule_cells(entry: TaskSplit) -> tuple[str, ...]:
     n_flagged = split.flagged.n_items if split.flagged else 0
     means = (_mean(one) for one in (split.everything, split.clean, split.flagged))
     gain = "" if split.gain is None else _with_interval(split.gain.estimate, split.gain.low, split.gain.high)
-    return (_one_line(entry.task), entry.rule_threshold, _count(n_flagged, split.everything.n_items), *means, gain, "")
+    return (one_line(entry.task), entry.rule_threshold, _count(n_flagged, split.everything.n_items), *means, gain, "")
 
 
 def _chosen_cells(choice: ThresholdChoice, one: ThresholdPoint) -> tuple[str, ...]:
@@ -555,38 +572,24 @@ def write_split_figure(splits: ScoreSplits, path: Path) -> None:
     SpecError
         The path ends in neither .svg nor .png, or no threshold could be tried.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    if path.suffix not in (".svg", ".png"):
-        raise SpecError(f"'{path}' is neither SVG nor PNG", where="--figure", do="Let it end in .svg or .png")
+    check_figure_path(path)
     panels: dict[tuple[str, str], list[TaskSplit]] = {}
     for entry in splits.entries:
         if entry.choice.curve:
             panels.setdefault((entry.task, entry.rule), []).append(entry)
     if not panels:
         raise SpecError("there is no curve: no threshold could be tried", where="--figure", do="Leave it out")
-    n_columns = min(2, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.8 * n_columns, 2.7 * n_rows), layout="constrained")
-        for place, ((task, rule), entries) in enumerate(panels.items(), start=1):
-            _draw(figure.add_subplot(n_rows, n_columns, place), f"{task}: {rule}", entries)
-        if path.suffix == ".svg":
-            content = to_svg(figure).encode()
-        else:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-            content = buffer.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_panels(
+        path,
+        [partial(_draw, title=f"{task}: {rule}", entries=entries) for (task, rule), entries in panels.items()],
+    )
 
 
 def _draw(axes: Axes, title: str, entries: Sequence[TaskSplit]) -> None:
     axes.axhline(0, color="#767676", linewidth=0.8)
     drawn = []
     for number, entry in enumerate(entries):
-        colour, marker = _LOOKS[number % len(_LOOKS)]
+        colour, marker = LOOKS[number % len(LOOKS)]
         curve = entry.choice.curve
         at = [one.threshold for one in curve]
         gain, low, high = (
@@ -595,22 +598,17 @@ def _draw(axes: Axes, title: str, entries: Sequence[TaskSplit]) -> None:
         )
         axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         drawn += axes.plot(
-            at, gain, color=colour, linewidth=1.4, marker=marker, markersize=3, label=_one_line(entry.name)
+            at, gain, color=colour, linewidth=1.4, marker=marker, markersize=3, label=one_line(entry.name)
         )
         if one := entry.choice.chosen:
             axes.plot(
                 [one.threshold], [100 * one.gain], color=colour, marker="o", markersize=10, markerfacecolor="none"
             )
     key = " (ring: chosen)" if any(entry.choice.chosen for entry in entries) else ""
-    axes.set_title(_one_line(title) + key, loc="left", fontsize=9)
+    axes.set_title(one_line(title) + key, loc="left", fontsize=9)
     axes.set_xlabel("contamination from which items are flagged")
     axes.set_ylabel("gain (points)")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(entries) > 1:
         axes.legend(handles=drawn, frameon=False, fontsize=8)
-
-
-def _one_line(text: str) -> str:
-    """Show foreign text without line breaks and control characters, which could forge lines of the report."""
-    return " ".join(visible(text).split())

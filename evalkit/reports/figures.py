@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from evalkit.errors import SpecError
+from evalkit.files import atomic_path
 from evalkit.reports.comparison import OVERALL, Comparison, SubsetResult, points
 
 if TYPE_CHECKING:
@@ -24,6 +28,9 @@ STYLE: Final[dict[Any, Any]] = {
     "font.size": 9,
 }
 _GREY: Final = "#767676"
+
+LOOKS: Final = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+"""Of lines beside each other: Okabe and Ito's palette, with shapes for those who see no colour."""
 
 MAX_NAME: Final = 30
 """Characters of a model's name in a figure: two of them and a few words fit on its width."""
@@ -115,6 +122,33 @@ def _right_side(comparison: Comparison) -> str:
     """What a point to the right of zero means; with tasks of both directions, the mean of all is turned."""
     directions = {task.higher_is_better for task in comparison.tasks}
     return "higher; for the mean of tasks: better" if len(directions) > 1 else "higher"
+
+
+def check_figure_path(path: Path) -> None:
+    """Refuse a file that is neither SVG nor PNG, with a SpecError."""
+    if path.suffix not in (".svg", ".png"):
+        raise SpecError(f"'{path}' is neither SVG nor PNG", where="--figure", do="Let it end in .svg or .png")
+
+
+def write_panels(path: Path, draw: Sequence[Callable[[Axes], None]]) -> None:
+    """Draw panels, two beside each other, and write them to an .svg or .png file, whole or not at all."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    n_columns = min(2, len(draw))
+    n_rows = -(-len(draw) // n_columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.8 * n_columns, 2.7 * n_rows), layout="constrained")
+        for place, panel in enumerate(draw, start=1):
+            panel(figure.add_subplot(n_rows, n_columns, place))
+        if path.suffix == ".svg":
+            content = to_svg(figure).encode()
+        else:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+            content = buffer.getvalue()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def to_svg(figure: Figure) -> str:

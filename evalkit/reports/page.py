@@ -66,6 +66,11 @@ def render_page(comparison: Comparison) -> str:
     return page
 
 
+def one_line(text: str) -> str:
+    """Show foreign text without line breaks and control characters, which could forge lines of the report."""
+    return " ".join(visible(text).split())
+
+
 def visible(text: str | None, limit: int = MAX_TEXT) -> str:
     """Make foreign text fit to show: cut to `limit` characters, control characters as symbols.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import CompareError, InputError, SpecError
-from evalkit.files import atomic_path
 from evalkit.reports.comparison import p_text, points
-from evalkit.reports.figures import STYLE, to_svg
+from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
 from evalkit.reports.inputs import load_run, read_json
-from evalkit.reports.page import visible
+from evalkit.reports.page import one_line
 from evalkit.stats.results import Estimate
 from evalkit.stats.trend import (
     MIN_CHECKPOINTS,
@@ -37,8 +36,6 @@ SCOPE: Final = (
 )
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
-# Okabe and Ito's palette, each colour with a marker of its own; black is the mean of the series.
-_LOOKS: Final = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 
 
 @dataclass(frozen=True)
@@ -317,7 +314,7 @@ def render_trend(trend: Trend, console: Any) -> None:
     for task in trend.tasks:
         several = len(task.series) > 1
         direction = "" if task.higher_is_better else " (lower is better)"
-        title = _one_line(f"{task.task}: {task.metric},{task.filter}{direction}")
+        title = one_line(f"{task.task}: {task.metric},{task.filter}{direction}")
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in ("step", *["series"] * several, "items", "score", "interval", *["sd over series"] * several, ""):
             table.add_column(name, justify="left" if name in ("series", "") else "right")
@@ -333,7 +330,7 @@ def render_trend(trend: Trend, console: Any) -> None:
             console.print(f"{_name(line)}: {_sentence(line)}" if several else _sentence(line), markup=False)
         console.print()
     for note in (*trend.warnings, SCOPE):
-        console.print(f"note: {_one_line(note)}", markup=False)
+        console.print(f"note: {one_line(note)}", markup=False)
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -365,12 +362,7 @@ def _interval(estimate: Estimate, show: Any = lambda value: f"{100 * value:.1f}"
 
 
 def _name(line: SeriesTrend) -> str:
-    return f"mean of {line.n_series}" if line.n_series > 1 else _one_line(line.series or "(unnamed)")
-
-
-def _one_line(text: str) -> str:
-    """Show foreign text without line breaks and control characters, which could forge lines of the report."""
-    return " ".join(visible(text).split())
+    return f"mean of {line.n_series}" if line.n_series > 1 else one_line(line.series or "(unnamed)")
 
 
 def write_trend_figure(trend: Trend, path: Path) -> None:
@@ -381,31 +373,14 @@ def write_trend_figure(trend: Trend, path: Path) -> None:
     SpecError
         The path ends in neither .svg nor .png.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    if path.suffix not in (".svg", ".png"):
-        raise SpecError(f"'{path}' is neither SVG nor PNG", where="--figure", do="Let it end in .svg or .png")
-    n_columns = min(2, len(trend.tasks))
-    n_rows = -(-len(trend.tasks) // n_columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.8 * n_columns, 2.7 * n_rows), layout="constrained")
-        for place, task in enumerate(trend.tasks, start=1):
-            _draw(figure.add_subplot(n_rows, n_columns, place), task)
-        if path.suffix == ".svg":
-            content = to_svg(figure).encode()
-        else:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-            content = buffer.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    check_figure_path(path)
+    write_panels(path, [partial(_draw, task=task) for task in trend.tasks])
 
 
 def _draw(axes: Axes, task: TaskTrend) -> None:
     drawn = []
     for number, line in enumerate(task.lines):
-        colour, marker = _LOOKS[number % len(_LOOKS)] if line.n_series == 1 else ("black", "o")
+        colour, marker = LOOKS[number % len(LOOKS)] if line.n_series == 1 else ("black", "o")
         steps = [one.step for one in line.steps]
         low, high, score = (
             [np.nan if value is None else 100 * value for value in values]
@@ -420,9 +395,9 @@ def _draw(axes: Axes, task: TaskTrend) -> None:
             color=colour, marker=marker, markersize=4, markerfacecolor="white", linestyle="none",
         )  # fmt: skip
     key = " (hollow: suspect)" if any(one.suspect for line in task.series for one in line.steps) else ""
-    axes.set_title(_one_line(task.task) + key, loc="left", fontsize=9)
+    axes.set_title(one_line(task.task) + key, loc="left", fontsize=9)
     axes.set_xlabel("step")
-    axes.set_ylabel(_one_line(f"{task.metric} (\u00d7 100)" + ("" if task.higher_is_better else ", lower is better")))
+    axes.set_ylabel(one_line(f"{task.metric} (\u00d7 100)" + ("" if task.higher_is_better else ", lower is better")))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -14,7 +14,6 @@ from scipy import stats
 from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS
 from evalkit.stats.means import mean_score
 from evalkit.stats.paired import paired_difference
-from evalkit.stats.proportions import proportion
 from evalkit.stats.results import Estimate
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ _BATCH: Final = 256
 _TIE: Final = 1e-9
 """Numbers that differ by less are equal: sums of the same scores in another order."""
 
-_TINY: Final = float(np.finfo(float).tiny)
-"""A variance that is zero, so that zero can be divided by its root."""
+_FEW_EXCHANGED: Final = 0.5
+"""Share of the items whose scores can be dealt to others, below which the test of clustered items is warned of."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -239,6 +238,10 @@ def score_split(
     items, the t interval with the CR2 error, and its degrees of freedom, of the regression of score on side (Bell and
     McCaffrey 2002), which knows that clusters can lie on both sides. Means have the intervals of `mean_score`.
 
+    A side whose scores are all equal tells nothing of its spread, and its error would be zero. Scores of 0 and 1 then
+    have Newcombe's interval also when they are clustered, with a cluster of that side counted as one item, and of the
+    other as many as make its CR2 error; others have no interval.
+
     What the gain is not: an effect. Flagged items may be easier or harder than clean ones for a model that has never
     seen them.
 
@@ -260,10 +263,14 @@ def score_split(
     Raises
     ------
     ValueError
-        The lengths differ, there is no item, or a score is not finite.
+        The lengths differ, there is no item, a score is not finite, a mark is neither true nor false, a cluster is
+        missing, or the level is none.
     """
-    values, codes = _checked(scores, cluster)
-    is_flagged = np.asarray(flagged, dtype=bool)
+    values, codes = _checked(scores, cluster, confidence_level)
+    marks = np.asarray(flagged)
+    if not np.isin(marks, (False, True)).all():
+        raise ValueError("a mark is neither true nor false")
+    is_flagged = marks.astype(bool)
     if is_flagged.shape != values.shape:
         raise ValueError(f"{is_flagged.shape} marks for {values.shape} scores")
     binary = _is_binary(values) if is_binary is None else is_binary
@@ -320,15 +327,17 @@ def choose_threshold(
     clean items are some of all (without it, as in z, T is too small by the root of the share flagged). p_k is the share
     of permutations of the scores whose largest T over all thresholds reaches T_k (Westfall and Young 1993, single
     step), so the chance of calling any gain significant is at most 1 - `confidence_level` if contamination and score
-    are unrelated. Scores of clustered items cannot be dealt freely: there the signs of the clusters' contributions to
-    the score statistic are drawn, and T has their variance (wild score bootstrap: Kline and Santos 2012, Journal of
-    Econometric Methods 1:23). It is one-sided: a loss is no gain.
+    are unrelated. Scores of clustered items cannot be dealt freely: there the scores of whole clusters are dealt among
+    clusters of the same size, and within each in any order, and T has the standard deviation over these permutations.
+    It is one-sided: a loss is no gain.
 
     The uncertainty of the choice. The largest of many gains is too large, and the interval of a fixed threshold does
     not know it. Units are drawn with replacement `n_resamples` times, and for each resample all gains are computed and
     the threshold is chosen again. `band_low` and `band_high` are the pointwise interval, widened by the same factor at
     all thresholds so that the largest standardised deviation over them stays within it in `confidence_level` of the
-    resamples: whatever the choice, the interval at the chosen threshold covers the gain there. `optimism` is the mean
+    resamples: before one has looked, it covers the gain at whatever threshold will be chosen. Of the gains that were
+    called significant it covers fewer when the true gain is small, because the small ones are called so only where they
+    are overestimated: about half if there is none. `optimism` is the mean
     over resamples of the gain that the resample shows at its threshold less that of the whole sample there (Efron 1983,
     JASA 78:316); it is low where the gain is hardly significant, down to half the truth in simulations. The range of
     the thresholds chosen says how settled the choice is; it is no confidence interval, because the bootstrap is not
@@ -360,10 +369,10 @@ def choose_threshold(
     Raises
     ------
     ValueError
-        The lengths differ, there is no item, a score is not finite, a contamination is not from 0 to 1, there are too
-        few resamples for the level, or `min_units` is below 1.
+        The lengths differ, there is no item, a score is not finite, a contamination is not from 0 to 1, a cluster is
+        missing, the level is none or there are too few resamples for it, or `min_units` is below 1.
     """
-    values, codes = _checked(scores, cluster)
+    values, codes = _checked(scores, cluster, confidence_level)
     marks = np.asarray(contamination, dtype=float)
     if marks.shape != values.shape:
         raise ValueError(f"{marks.shape} contaminations for {values.shape} scores")
@@ -397,10 +406,11 @@ def choose_threshold(
         return replace(nothing, warnings=("all scores are equal, so contamination cannot have changed them",))
     sign = 1.0 if higher_is_better else -1.0
     table, rng = _Table(sign * values, cell, codes, candidates), np.random.default_rng(resampling_seed)
-    p_values, critical = _test(table, confidence_level, n_resamples, rng)
+    test = _test(table, confidence_level, n_resamples, rng)
+    p_values = test.p_values
     resampled = _resampled_gains(table, n_resamples, rng)
-    chosen = int(table.choose(table.gains[None], criterion, critical)[0])
-    again = table.choose(resampled, criterion, critical)
+    chosen = int(table.choose(table.gains[None], criterion, test)[0])
+    again = table.choose(resampled, criterion, test)
     binary = _is_binary(values) if is_binary is None else is_binary
     curve = _curve(table, steps[candidates] / STEPS, p_values, resampled, sign, binary, confidence_level)
     return replace(
@@ -408,7 +418,7 @@ def choose_threshold(
         curve=tuple(point for point, _ in curve),
         p_value=float(p_values.min()),
         share_chosen=float(np.mean(again >= 0)),
-        warnings=tuple(dict.fromkeys(warning for _, warnings in curve for warning in warnings)),
+        warnings=tuple(dict.fromkeys([*_few_exchanges(table), *(one for _, some in curve for one in some)])),
         **({} if chosen < 0 else _choice(chosen, again, curve, resampled, table.gains, confidence_level)),
     )
 
@@ -435,13 +445,38 @@ def _choice(
     }
 
 
-def _test(table: _Table, confidence_level: float, n_resamples: int, rng: np.random.Generator) -> tuple[Floats, float]:
-    """Return the adjusted p value of each candidate, and the T that a significant one exceeds."""
-    largest = _null_maxima(table, n_resamples, rng)
-    p_values = (1 + (largest[:, None] >= table.t_scores - _TIE).sum(axis=0)) / (n_resamples + 1)
+@dataclass(frozen=True)
+class _Test:
+    """Of each candidate the standard deviation of its gain by chance and the adjusted p value; the T to exceed."""
+
+    errors: Floats
+    p_values: Floats
+    critical: float
+
+
+def _test(table: _Table, confidence_level: float, n_resamples: int, rng: np.random.Generator) -> _Test:
+    dealt = _dealt_gains(table, n_resamples, rng)
+    if table.n_units == table.n:
+        # Scores are dealt without replacement, hence n - 1.
+        errors = np.sqrt(table.values.var() * (table.n / table.n_clean - 1) / (table.n - 1))
+    else:
+        errors = np.std(np.concatenate([dealt, table.gains[None]]), axis=0)
+    # Where no permutation changes the gain, no gain is an accident or none.
+    errors = np.where(errors > _TIE * table.values.std(), errors, np.inf)
+    largest = (dealt / errors).max(axis=1)
+    p_values = (1 + (largest[:, None] >= table.gains / errors - _TIE).sum(axis=0)) / (n_resamples + 1)
     # p is at most 1 - level exactly when fewer than this number of the maxima reach T.
     n_reach = math.floor((1 - confidence_level) * (n_resamples + 1) + _TIE)
-    return p_values, float(np.sort(largest)[n_resamples - n_reach])
+    return _Test(errors, p_values, float(np.sort(largest)[n_resamples - n_reach]))
+
+
+def _few_exchanges(table: _Table) -> tuple[str, ...]:
+    """Warn where hardly any cluster has another of its size that it could change scores with."""
+    sizes = np.bincount(table.codes)
+    share = float(sizes[np.bincount(sizes)[sizes] > 1].sum() / table.n)
+    if share >= _FEW_EXCHANGED:
+        return ()
+    return (f"only {share:.0%} of the items are in clusters of a size that others have: the test has little power",)
 
 
 def _curve(
@@ -459,7 +494,7 @@ def _curve(
     for candidate, share in zip(table.candidates.tolist(), table.shares.tolist(), strict=True):
         difference = _difference(values, table.cell >= candidate, table.codes, table.n_units, binary, confidence_level)
         pointwise.append(_gain(difference, sign * share))
-    errors = np.array([one.standard_error or np.nan for one in pointwise])
+    errors = np.array([np.nan if one.low is None else one.standard_error or np.nan for one in pointwise])
     factor = _band_factor((resampled - table.gains) / errors, confidence_level)
     mean, sigma, found = float(values.mean()), float(values.std()), []
     for one, threshold, n_clean, p_value in zip(pointwise, thresholds, table.n_clean, p_values, strict=True):
@@ -483,9 +518,12 @@ def _curve(
     return found
 
 
-def _checked(scores: npt.ArrayLike, cluster: Sequence[Any] | None) -> tuple[Floats, Ints]:
+def _checked(scores: npt.ArrayLike, cluster: Sequence[Any] | None, confidence_level: float) -> tuple[Floats, Ints]:
     """Return the scores, and for each item the number of its unit: its cluster, or itself."""
-    values = np.asarray(scores, dtype=float)
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"{confidence_level} is no level of confidence")
+    # Differences of equal means differ in their last digits, and would count as a spread.
+    values = np.round(np.asarray(scores, dtype=float), 12)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"scores must be an array of at least one number, not of shape {values.shape}")
     if not np.isfinite(values).all():
@@ -494,6 +532,8 @@ def _checked(scores: npt.ArrayLike, cluster: Sequence[Any] | None) -> tuple[Floa
         return values, np.arange(len(values))
     if len(cluster) != len(values):
         raise ValueError(f"{len(cluster)} clusters for {len(values)} items")
+    if any(one is None or (isinstance(one, float) and math.isnan(one)) for one in cluster):
+        raise ValueError("an item has no cluster; give it one of its own")
     return values, np.unique(np.asarray(cluster, dtype=str), return_inverse=True)[1]
 
 
@@ -545,11 +585,16 @@ def _difference(
     if fewest < 2:
         return replace(found, warnings=("a side has one item, which gives no interval",))
     found = replace(found, standard_error=float(np.sqrt(np.sum((sides[0].errors - sides[1].errors) ** 2))))
-    if n_units == n and binary:
-        return _newcombe(found, values[flagged], values[~flagged])
+    level = [name for name, of in (("flagged", flagged), ("clean", ~flagged)) if not np.ptp(values[of])]
+    if binary and (level or n_units == n):
+        return _newcombe(found, [(side.mean, _effective_size(side)) for side in sides])
+    if level:
+        return replace(
+            found, warnings=(f"the scores of the {' and the '.join(level)} items are all equal: no interval",)
+        )
+    if (found.standard_error or 0.0) <= _TIE:
+        return replace(found, warnings=("the sides differ by the same in every cluster: no interval",))
     variances = [float(np.sum(side.errors**2)) for side in sides]
-    if not sum(variances):
-        return replace(found, warnings=("all scores of either side are equal: no interval",))
     df = _welch_degrees(variances, sides) if n_units == n else _cluster_degrees(sides)
     half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * (found.standard_error or 0.0)
     few = f"{n_units} clusters are few, or few on one side: the interval may not cover as it says"
@@ -615,19 +660,32 @@ def _cluster_degrees(sides: Sequence[_Side]) -> float:
     return float(trace**2 / (np.sum(d**2) - 2 * np.sum(d * q**2) + np.sum((q @ q.T) ** 2)))
 
 
-def _newcombe(found: Estimate, flagged: Floats, clean: Floats) -> Estimate:
-    """Give a difference of proportions its hybrid score interval."""
-    level = found.confidence_level
-    dirty, tidy = (
-        proportion(int(of.sum()), len(of), method="wilson", confidence_level=level) for of in (flagged, clean)
+def _effective_size(side: _Side) -> float:
+    """As many independent items of 0 and 1 as have the side's error; where that is zero, its units."""
+    n, n_units = float(side.sizes.sum()), float((side.sizes > 0).sum())
+    spread, variance = side.mean * (1 - side.mean), float(np.sum(side.errors**2))
+    return n if n_units == n else n_units if variance <= _TIE**2 else min(n, spread / variance)
+
+
+def _newcombe(found: Estimate, sides: Sequence[tuple[float, float]]) -> Estimate:
+    """Give a difference of two proportions, each with its number of items, its hybrid score interval."""
+    (dirty, dirty_low, dirty_high), (tidy, tidy_low, tidy_high) = (
+        (p, *_wilson(p, n, found.confidence_level)) for p, n in sides
     )
-    assert dirty.low is not None and dirty.high is not None and tidy.low is not None and tidy.high is not None
     return replace(
         found,
-        low=found.estimate - math.hypot(dirty.estimate - dirty.low, tidy.high - tidy.estimate),
-        high=found.estimate + math.hypot(dirty.high - dirty.estimate, tidy.estimate - tidy.low),
-        method="Newcombe hybrid score",
+        low=found.estimate - math.hypot(dirty - dirty_low, tidy_high - tidy),
+        high=found.estimate + math.hypot(dirty_high - dirty, tidy - tidy_low),
+        method="Newcombe hybrid score" + ("" if found.unit == "items" else ", effective sizes"),
     )
+
+
+def _wilson(p: float, n: float, confidence_level: float) -> tuple[float, float]:
+    """Wilson's interval of a proportion of n items; n need not be whole."""
+    z2 = float(stats.norm.ppf((1 + confidence_level) / 2)) ** 2
+    middle, half = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2)))
+    low, high = ((middle + sign * half) / (1 + z2 / n) for sign in (-1, 1))
+    return min(max(low, 0.0), p), max(min(high, 1.0), p)
 
 
 def _candidates(cell: Ints, codes: Ints, min_units: int) -> Ints:
@@ -654,9 +712,6 @@ class _Table:
         self.n_clean = np.cumsum(self.sizes)[candidates - 1]
         self.shares = 1 - self.n_clean / self.n
         self.gains = self.gains_of(self.sizes[None], sums[None])[0]
-        self.contributions = self._contributions() if self.n_units < self.n else None
-        self.null_errors = self._null_errors()
-        self.t_scores = self.gains / self.null_errors
 
     def gains_of(self, sizes: npt.NDArray[Any], sums: npt.NDArray[Any]) -> Floats:
         """Gains at every candidate from the sizes and sums of scores of the cells: (b, n_cells) each, to (b, k).
@@ -669,55 +724,44 @@ class _Table:
             gains: Floats = self.shares * (flagged / n_flagged - clean / n_clean)
         return gains
 
-    def _contributions(self) -> Floats:
-        """What each cluster adds to the gain at each candidate if the score does not depend on the side: (G, k)."""
-        centred = np.bincount(
-            self.codes * self.n_cells + self.cell,
-            weights=self.values - self.values.mean(),
-            minlength=self.n_units * self.n_cells,
-        ).reshape(self.n_units, self.n_cells)
-        clean = np.cumsum(centred, axis=1)[:, self.candidates - 1]
-        found: Floats = centred.sum(axis=1, keepdims=True) / self.n - clean / self.n_clean
-        return found
-
-    def _null_errors(self) -> Floats:
-        """Standard deviation of the gain at each candidate if the score does not depend on the side: (k,)."""
-        if self.contributions is None:
-            # Scores are dealt without replacement, hence n - 1.
-            variances = self.values.var() * (self.n / self.n_clean - 1) / (self.n - 1)
-        else:
-            variances = np.sum(self.contributions**2, axis=0)
-        errors: Floats = np.sqrt(np.maximum(variances, _TINY))
-        return errors
-
-    def choose(self, gains: Floats, criterion: Criterion, critical: float) -> Ints:
+    def choose(self, gains: Floats, criterion: Criterion, test: _Test) -> Ints:
         """For each row of gains (b, k) the candidate chosen among the significant ones, or -1."""
         with np.errstate(invalid="ignore"):
-            significant = gains / self.null_errors > critical + _TIE
+            significant = gains / test.errors > test.critical + _TIE
         # Of z, what differs between thresholds.
         rank = gains * np.sqrt(self.n_clean) if criterion == "z" else gains
         chosen = np.argmax(np.where(significant, rank, -np.inf), axis=1)
         return np.where(significant.any(axis=1), chosen, -1)
 
 
-def _null_maxima(table: _Table, n_resamples: int, rng: np.random.Generator) -> Floats:
-    """The largest T over all candidates in each of `n_resamples` draws in which contamination tells nothing: (b,)."""
-    found = np.empty(n_resamples)
-    for begin in range(0, n_resamples, _BATCH):
-        size = min(_BATCH, n_resamples - begin)
-        if table.contributions is not None:
-            signs = rng.integers(2, size=(size, len(table.contributions))) * 2.0 - 1
-            gains = signs @ table.contributions
-        else:
-            sums = np.stack(
-                [
-                    np.bincount(table.cell, weights=rng.permutation(table.values), minlength=table.n_cells)
-                    for _ in range(size)
-                ]
-            )
-            gains = table.gains_of(table.sizes[None], sums)
-        found[begin : begin + size] = (gains / table.null_errors).max(axis=1)
+def _dealt_gains(table: _Table, n_resamples: int, rng: np.random.Generator) -> Floats:
+    """Gains at every candidate when scores are dealt anew, so that contamination tells nothing of them: (b, k)."""
+    deal = _dealer(table.codes, rng)
+    found = np.empty((n_resamples, len(table.candidates)))
+    for number in range(n_resamples):
+        sums = np.bincount(table.cell, weights=table.values[deal()], minlength=table.n_cells)
+        found[number] = table.gains_of(table.sizes[None], sums[None])[0]
     return found
+
+
+def _dealer(codes: Ints, rng: np.random.Generator) -> Callable[[], Ints]:
+    """Return what deals: for each item, the item whose score it gets, from a cluster of the same size."""
+    n = len(codes)
+    if int(codes.max()) + 1 == n:
+        return lambda: rng.permutation(n)
+    by_cluster = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
+    # The items of all clusters of one size as a matrix, a cluster a row.
+    blocks = [by_cluster[starts[sizes == size][:, None] + np.arange(size)] for size in np.unique(sizes)]
+
+    def deal() -> Ints:
+        taken = np.empty(n, dtype=np.int64)
+        for block in blocks:
+            taken[block] = rng.permuted(rng.permutation(block), axis=1)
+        return taken
+
+    return deal
 
 
 def _resampled_gains(table: _Table, n_resamples: int, rng: np.random.Generator) -> Floats:

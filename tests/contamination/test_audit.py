@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from evalkit import tables
 from evalkit.contamination.audit import audit
 from evalkit.contamination.benchmarks import Benchmark, Item, from_file, is_file_benchmark
+from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.rules import load_rules, rule_names
 from evalkit.corpora.shards import find_shards
 from evalkit.errors import InputError, SpecError
@@ -204,6 +205,7 @@ def test_runs_that_are_not_recorded_change_no_verdict(documents, questions, n, m
             n_skipping=nothing,
             n_in_order=nothing,
             n_document_tokens=nothing,
+            n_supports=nothing,
             n_edits=nothing - 1,
             similarities=nothing / 1.0,
             starts=starts,
@@ -394,7 +396,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_audit(tmp_path):
     assert record["rules"] == list(RULES)
     assert record["rule_definitions"][1]["source"].startswith("Llama Team 2024")
     assert record["totals"]["n_documents"] == 1
-    assert record["normalisation_version"] == 1
+    assert record["normalisation_version"] == VERSION
     assert len(record["index"]["fingerprint"]) == 64
 
 

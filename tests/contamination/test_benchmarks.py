@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -925,3 +926,13 @@ def test_each_field_of_each_item_has_its_text_or_is_counted(tmp_path_factory, it
         choices = by_hash[item.doc_hash].get("choices", [])
         kept = {f"choice_{n}": str(one) for n, one in enumerate(choices) if one is not None and str(one).strip()}
         assert {key: text for key, text in item.fields.items() if key.startswith("choice_")} == kept
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_since_no_table_could_name_it(tmp_path):
+    path = Path(f"{tmp_path}/caf\udce9.jsonl")
+    path.write_text('{"question": "What is love?"}\n')
+    with pytest.raises(InputError, match=r"not UTF-8.*Rename"):
+        from_file(path)
+    (path.with_suffix("")).mkdir()
+    with pytest.raises(InputError, match="not UTF-8"):
+        from_file(write_rows(path.with_suffix("") / "a.jsonl", [{"question": "What is love?"}]))

@@ -16,16 +16,19 @@ from pathlib import Path
 import fsspec
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from evalkit import tables
 from evalkit.contamination import clean_file
 from evalkit.contamination.audit import audit
+from evalkit.contamination.benchmarks import QUESTION, Benchmark, Item
 from evalkit.contamination.canaries import canaries
 from evalkit.contamination.clean import CLEAN_RECORD, actions_of, clean
 from evalkit.contamination.cutting import Cutting
 from evalkit.contamination.rules import load_rules, rule_names
+from evalkit.contamination.semantic.audit import SEMANTIC, apply_semantic
 from evalkit.corpora import find_shards
 from evalkit.corpora.shards import format_of_name
 from evalkit.corpora.streams import read_chunks
@@ -226,6 +229,88 @@ def test_a_document_with_a_canary_is_dropped_whatever_the_rules(tmp_path):
     assert result.reasons[f"canary: {canaries()[0].name}"] == {"dropped": 1, "cut": 0}
 
 
+def long_text(seed, n=300):
+    return sentence(random.Random(seed), n)
+
+
+def test_rare_words_that_alone_make_a_document_dirty_are_cut_though_they_are_the_smaller_part_of_the_item(tmp_path):
+    template, rare = long_text("template", 20), [long_text(f"rare {n}", 16) for n in range(12)]
+    items = [Item(f"{n:02x}{'0' * 62}", {QUESTION: f"{template} {one}"}, f"i{n}") for n, one in enumerate(rare)]
+    parts = [long_text(1), items[1].fields[QUESTION], long_text(2), rare[0], long_text(3)]
+    write(tmp_path / "corpus" / "a.jsonl", [{"id": 0, "text": " ".join(parts)}])
+    items = Benchmark("b", "test", tuple(items), 0)
+    found = run_audit(tmp_path, ["fuzzy"], items=items)
+    labels = {
+        one["doc_hash"][:2]: one["label"] for one in tables.read(found / "items.parquet", tables.ITEMS).to_pylist()
+    }
+    assert labels["00"] == labels["01"] == "dirty"
+    result = run_clean(tmp_path, action="cut")
+    assert result.totals["n_cut"] == 1
+    new = b" ".join(read(tmp_path / "new" / "a.jsonl")).decode(errors="replace")
+    assert rare[0] not in new and rare[1] not in new
+    again = run_audit(tmp_path, ["fuzzy"], corpus="new", out="again", items=items)
+    assert not len(tables.read(again / "documents.parquet", tables.DOCUMENTS))
+
+
+def with_rewritten(found, places):
+    """Let a search for rewritten items have found the last item in documents: by row, at [start, end)."""
+    item = {"benchmark": "b", "doc_hash": ITEMS.items[9].doc_hash, "field": QUESTION}
+    scores = dict.fromkeys(("similarity", "margin", "share", "contamination"), 0.9)
+    [file] = json.loads((found / "audit.json").read_text())["corpus"]
+    place = {"corpus": file["corpus"], "file": file["file"], "doc_id": None, "label": "dirty"}
+    rows = [{**item, **scores, **place, "row": row, "start": a, "end": b} for row, (a, b) in places.items()]
+    rows.append({**rows[0], "row": 2, "start": 0, "end": 100, "label": "clean"})
+    tables.write(found / "semantic.parquet", tables.from_rows(SEMANTIC, rows), SEMANTIC)
+    names = ("n_documents", "n_searched", "n_windows", "n_kept", "n_embedded", "n_judged", "n_unclear")
+    details = {**dict.fromkeys(names, 0), "sample": 1.0, "seconds": 0.0, "too_short": []}
+    (found / "semantic.json").write_text(json.dumps(details))
+    apply_semantic(found)
+
+
+def test_a_rewritten_item_is_cut_where_the_search_found_it_also_beside_an_item_that_stands_there_verbatim(tmp_path):
+    rewritten, leak = long_text("in other words", 25), ITEMS.items[3].fields[QUESTION]
+    texts = [
+        " ".join([long_text(1), leak, long_text(2), rewritten, long_text(3)]),
+        " ".join([long_text(4), rewritten, long_text(5)]),
+        long_text(6),
+    ]
+    path = tmp_path / "corpus" / "a.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"text": texts}), path)
+    found = run_audit(tmp_path)
+    places = {row: (texts[row].index(rewritten), texts[row].index(rewritten) + len(rewritten)) for row in (0, 1)}
+    with_rewritten(found, places)
+    result = run_clean(tmp_path, action="cut")
+    assert (result.totals["n_cut"], result.totals["n_dropped"], result.totals["n_kept"]) == (2, 0, 1)
+    new = [row["text"] for row in read(tmp_path / "new" / "a.parquet")]
+    assert len(new) == 6 and texts[2] in new
+    assert not any(rewritten in text or leak in text for text in new)
+    assert result.reasons["semantic: b"] == {"dropped": 0, "cut": 2}
+    assert run_clean(tmp_path, overwrite=True).reasons["semantic: b"] == {"dropped": 2, "cut": 0}
+
+
+def test_a_document_is_dropped_when_one_of_its_reasons_has_no_place_though_another_has(tmp_path):
+    other = benchmark(20)
+    other = Benchmark("other", "test", other.items[10:], 0)
+    leaks = [ITEMS.items[0].fields[QUESTION], other.items[0].fields[QUESTION]]
+    rows = [
+        {"id": n, "text": f"{long_text(n)} {' '.join(some)} {long_text(-n)}"}
+        for n, some in enumerate([leaks, leaks[:1]])
+    ]
+    write(tmp_path / "corpus" / "a.jsonl", rows)
+    found = tmp_path / "audit"
+    audit(find_shards([str(tmp_path / "corpus")]), [ITEMS, other], load_rules(["gpt3-clean"]), found, engine=ONE)
+    matches = tables.read(found / "matches.parquet", tables.MATCHES)
+    left = matches.filter(pc.equal(matches.column("benchmark"), "b"))
+    assert 0 < len(left) < len(matches)
+    tables.write(found / "matches.parquet", left, tables.MATCHES)
+    result = run_clean(tmp_path, action="cut")
+    assert (result.totals["n_cut"], result.why_dropped) == (1, {"no_span": 1})
+    assert result.reasons["gpt3-clean: other"] == {"dropped": 1, "cut": 0}
+    new = b" ".join(read(tmp_path / "new" / "a.jsonl")).decode(errors="replace")
+    assert not any(leak in new for leak in leaks)
+
+
 def chat(question, answer):
     return [
         {"role": "system", "content": "Short."},
@@ -396,6 +481,128 @@ def test_only_a_clean_corpus_is_replaced_and_only_when_that_is_said(corpus):
         with pytest.raises(SpecError, match="holds other files"):
             clean(corpus / "audit", corpus / "other", action="drop", overwrite=overwrite)
     assert (corpus / "other" / "mine.txt").read_text() == "mine"
+
+
+def test_names_in_a_foreign_audit_do_not_lead_out_of_the_new_folder(corpus):
+    found = run_audit(corpus)
+    (corpus / "victim").mkdir()
+    for name in ("audit.json", "matches.parquet", "documents.parquet"):
+        before = (found / name).read_bytes()
+        (found / name).unlink()
+        if name == "audit.json":
+            (found / name).write_bytes(before.replace(b"/corpus/web/", b"/corpus/../victim/"))
+        else:
+            table = pq.read_table(pa.BufferReader(before))
+            files = pc.replace_substring(table.column("file"), "/corpus/web/", "/corpus/../victim/")
+            pq.write_table(
+                table.set_column(table.schema.names.index("file"), table.schema.field("file"), files), found / name
+            )
+    (corpus / "corpus" / "web" / "a.jsonl.zst").rename(corpus / "victim" / "a.jsonl.zst")
+    before = contents(corpus)
+    with pytest.raises(InputError, match=r"audit.json|corpus/\.\./victim"):
+        run_clean(corpus, action="cut")
+    assert contents(corpus) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["../precious.txt", "{corpus}/precious.txt", "web/../../precious.txt", "link/precious.txt"]
+)
+@pytest.mark.parametrize("place", ["plan.json", "clean.json"])
+def test_a_foreign_clean_corpus_does_not_make_overwriting_it_delete_what_lies_elsewhere(corpus, place, name):
+    run_audit(corpus)
+    run_clean(corpus, action="cut")
+    (corpus / "new" / "link").symlink_to(corpus)
+    (corpus / "precious.txt").write_text("precious")
+    path, key = (corpus / "new" / "clean.json", "descriptions")
+    if place == "plan.json":
+        path, key = corpus / "new" / ".clean" / "plan.json", "outputs"
+    record = json.loads(path.read_text())
+    record[key].append(name.format(corpus=corpus))
+    path.write_text(json.dumps(record))
+    before = contents(corpus)
+    with pytest.raises(InputError, match=rf"{place}.*precious.*outside"):
+        run_clean(corpus, action="drop", overwrite=True)
+    assert contents(corpus) == before
+
+
+def test_a_damaged_plan_is_an_error_that_names_it(corpus):
+    run_audit(corpus)
+    run_clean(corpus, action="cut")
+    for damaged in ("{", "[]", '{"key": 1}', '{"key": "1", "outputs": [1]}'):
+        (corpus / "new" / ".clean" / "plan.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"plan\.json"):
+            run_clean(corpus, action="drop", overwrite=True)
+
+
+def test_a_linked_folder_in_the_new_one_is_not_followed(corpus):
+    run_audit(corpus)
+    run_clean(corpus, action="cut")
+    before = contents(corpus / "corpus")
+    for path in (corpus / "new" / "web").iterdir():
+        path.unlink()
+    (corpus / "new" / "web").rmdir()
+    (corpus / "new" / "web").symlink_to(corpus / "corpus" / "web")
+    (corpus / "new" / CLEAN_RECORD).unlink()
+    with pytest.raises(InputError, match="outside"):
+        run_clean(corpus, action="cut")
+    assert contents(corpus / "corpus") == before
+
+
+def test_a_run_that_was_killed_before_it_had_a_plan_can_be_given_again(corpus):
+    run_audit(corpus)
+    (corpus / "new" / ".clean").mkdir(parents=True)
+    (corpus / "new" / ".clean" / ".plan.json.0123abcd.tmp").write_bytes(b"{")
+    result = run_clean(corpus, action="cut")
+    assert result.totals["n_cut"]
+    assert [path.name for path in (corpus / "new" / ".clean").iterdir() if path.name.startswith(".")] == []
+    (corpus / "other" / ".clean").mkdir(parents=True)
+    (corpus / "other" / ".clean" / "mine.parquet").write_bytes(b"mine")
+    with pytest.raises(SpecError, match="holds other files"):
+        clean(corpus / "audit", corpus / "other", action="drop")
+
+
+def test_a_kill_while_a_clean_corpus_is_removed_leaves_a_folder_that_is_known_again(tmp_path, monkeypatch):
+    write(tmp_path / "corpus" / "a.jsonl", planted(1, 12))
+    run_audit(tmp_path)
+    unlink, n_left = os.unlink, 0
+
+    def unlink_or_die(*path, **options):
+        nonlocal n_left
+        n_left -= 1
+        if n_left < 0:
+            raise KeyboardInterrupt
+        unlink(*path, **options)
+
+    for n in range(4):  # the record, the file, the changes, the plan
+        run_clean(tmp_path, action="cut", overwrite=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", unlink_or_die)
+            n_left = n
+            with pytest.raises(KeyboardInterrupt):
+                run_clean(tmp_path, action="drop", overwrite=True)
+        run_clean(tmp_path, action="drop", overwrite=True)
+
+
+def test_a_file_that_another_worker_is_writing_is_left_alone(corpus):
+    write(corpus / "corpus" / "web" / "a.jsonl", planted(9, 9))
+    run_audit(corpus)
+    run_clean(corpus, action="cut")
+    (corpus / "new" / CLEAN_RECORD).unlink()
+    (corpus / "new" / "web" / "a.jsonl").unlink()
+    left, live = (corpus / "new" / "web" / f".{name}.0123abcd.tmp" for name in ("a.jsonl", "a.jsonl.gz"))
+    for path in (left, live):
+        path.write_bytes(b"")
+    run_clean(corpus, action="cut")
+    assert live.exists() and not left.exists()
+
+
+def test_a_foreign_state_json_in_the_corpus_changes_nothing(corpus):
+    for place, text in (("", "{}"), ("web", '{"step": 7}'), ("books", "[1]"), ("none", "{broken")):
+        (corpus / "corpus" / place / "state.json").write_text(text)
+    run_audit(corpus)
+    result = run_clean(corpus, action="cut")
+    assert result.totals["n_cut"] and (corpus / "new" / CLEAN_RECORD).exists()
+    assert not list((corpus / "new").rglob("state.json"))
 
 
 def test_the_new_folder_must_not_overlap_the_corpus(corpus):

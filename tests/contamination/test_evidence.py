@@ -126,7 +126,8 @@ def test_an_edited_copy_is_a_match_with_its_edits_and_its_place(tmp_path):
     assert near["n_edits"] == 2
     assert (near["start"], near["end"]) == (len(before), len(before) + len(" ".join(copy)))
     assert near["coverage"] == pytest.approx(28 / 30)
-    assert items_of(result)["fuzzy", "h0", "question"] == (pytest.approx(28 / 30), True, 1)
+    # Aligned, two words of thirty are edited; in pieces of five words and more, one is not there.
+    assert items_of(result)["fuzzy", "h0", "question"] == (pytest.approx(29 / 30), True, 1)
     documents = tables.read(result.directory / "documents.parquet", tables.DOCUMENTS).to_pylist()
     assert [(row["row"], row["action"]) for row in documents] == [(0, "drop")]
 
@@ -238,3 +239,72 @@ def test_the_record_has_the_hash_of_each_file_and_names_columns_without_text(tmp
     assert result.n_by_kind == {"empty": 2}
     listed = [json.loads(line) for line in (tmp_path / "audit" / "bad_rows.jsonl").read_text().splitlines()]
     assert [(row["row"], row["kind"]) for row in listed] == [(1, "empty"), (2, "empty")]
+
+
+def test_code_elsewhere_does_not_change_what_is_found_in_any_script(tmp_path):
+    """Both readings of a document leave Cyrillic words as they are; only one of them is that of a text."""
+    question = "почему летом дни становятся длиннее чем зимой если земля ближе к солнцу именно зимой"
+    broken = question.replace(" чем ", " чем\n# тут комментарий\n")
+    texts = [f"до {question} после", f"до {broken} после"]
+    text = Benchmark("b", "test", (Item("h0", {"question": question}),), 0)
+    code = Benchmark("c", "test", (Item("h1", {"answer": "def f(value):\n    return value"}),), 0,
+                     code_fields=frozenset({"answer"}))  # fmt: skip
+    found = []
+    for name, benchmarks in (("alone", [text]), ("both", [text, code])):
+        (tmp_path / name).mkdir()
+        shards = write_corpus(tmp_path / name, texts)
+        result = audit(shards, benchmarks, load_rules(["exact", "gpt3-clean"]), tmp_path / name / "audit")
+        matches = tables.read(result.directory / "matches.parquet", tables.MATCHES).drop_columns(["file", "corpus"])
+        mine = {key: value for key, value in items_of(result).items() if key[1] == "h0"}
+        found.append((mine, [row for row in matches.to_pylist() if row["benchmark"] == "b"]))
+    assert found[0] == found[1]
+    assert found[0][0]["exact", "h0", "question"] == (1.0, True, 1)
+
+
+def test_decons_score_finds_code_too(tmp_path):
+    rng = random.Random("code")
+    names = rng.sample(VOCABULARY, 60)
+    prompt = "def solve(values):\n" + "".join(
+        f"    {a} = {b} + {c}  # note\n" for a, b, c in zip(*[iter(names)] * 3, strict=True)
+    )
+    answer = "    return sorted(values, key=lambda one: one.weight)\n"
+    item = {"question": prompt, "answer": answer}
+    one = benchmark_of([item], code_fields=frozenset({"question", "answer"}))
+    result = run_audit(tmp_path, ["before\n" + prompt + answer + "\nafter", "nothing"], one, ["olmo3"])
+    assert items_of(result)["olmo3", "h0", "question"] == (1.0, True, 1)
+
+
+def test_a_copy_in_text_that_repeats_itself_is_followed_as_far_as_any(tmp_path):
+    """The run that begins last goes on over four differing words; those before it are as long, and do not."""
+    rng = random.Random("repeats")
+    field = ["0"] * 13 + rng.sample(VOCABULARY, 24)
+    edited = list(field)
+    for place in (15, 20, 25, 30):
+        edited[place] = "other"
+    text = " ".join(["0"] * 7 + edited)
+    result = run_audit(tmp_path, [text], benchmark_of([{"question": " ".join(field)}]), ["llama2"])
+    assert items_of(result)["llama2", "h0", "question"] == (1.0, True, 1)
+
+
+def least_edits(one, other):
+    before = list(range(len(other) + 1))
+    for number, word in enumerate(one, start=1):
+        now = [number]
+        for k, its in enumerate(other):
+            now.append(min(before[k] + (word != its), before[k + 1] + 1, now[k] + 1))
+        before = now
+    return before[-1]
+
+
+def test_the_number_of_edits_is_the_least_of_the_whole_field_and_the_place(edited, tmp_path):
+    """Weights decide where a copy lies; what is counted there are words."""
+    items, texts = edited
+    result = run_audit(tmp_path, texts, benchmark_of(items), ["fuzzy"])
+    rows = tables.read(result.directory / "matches.parquet", tables.MATCHES).to_pylist()
+    near = [row for row in rows if row["n_edits"]]
+    assert len(near) > 20
+    for row in near:
+        field = twin.words(items[int(row["doc_hash"][1:])][row["field"]])
+        place = twin.words(texts[row["row"]][row["start"] : row["end"]])
+        least = least_edits(field, place)
+        assert (row["n_edits"], row["n_tokens"]) == (least, max(len(field) - least, 0))

@@ -18,9 +18,7 @@ def kernel_tokens(text):
     data = np.frombuffer(text.encode(), dtype=np.uint8)
     size = 2 * len(data) + 1
     hashes, starts, ends = np.empty(size, np.uint64), np.empty(size, np.int32), np.empty(size, np.int32)
-    n = kernels.tokenise(
-        data, 0, len(data), table.ascii_code, table.kind, table.start, table.codes, hashes, starts, ends
-    )
+    n = kernels.tokenise(data, 0, len(data), table.arrays, hashes, starts, ends)
     character = np.append(np.cumsum((data & 0xC0) != 0x80), len(text) + 1) - 1
     # The end of a token is the beginning of a character, or the end of the text.
     return list(zip(hashes[:n].tolist(), character[starts[:n]].tolist(), character[ends[:n]].tolist(), strict=True))

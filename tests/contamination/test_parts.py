@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -148,13 +149,25 @@ def test_a_saved_index_is_the_same_index(corpus):
         assert np.array_equal(getattr(index, fold).codes, getattr(loaded, fold).codes)
 
 
+def test_a_part_is_not_scanned_with_the_index_of_another_audit(corpus):
+    lines = (corpus / "items.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "others.jsonl").write_text("".join(lines[:5]))
+    mine, other = (build_index([from_file(corpus / name)], 8) for name in ("items.jsonl", "others.jsonl"))
+    save_index(mine, corpus / "index")
+    [shard, *_] = find_shards([str(corpus / "corpus")])
+    task = parts.ScanTask(shard, corpus / "index", mine.fingerprint, corpus, "text", "id")
+    save_index(other, corpus / "index")
+    with pytest.raises(InputError, match="another audit"):
+        parts.scan_part(task)
+
+
 @pytest.mark.parametrize("damage", ["version", "cut", "gone"])
 def test_a_damaged_index_is_refused(corpus, damage):
     folder = corpus / "index"
     save_index(build_index([from_file(corpus / "items.jsonl")], 8), folder)
     if damage == "version":
         text = (folder / "index.json").read_text()
-        (folder / "index.json").write_text(text.replace('"version": 2', '"version": 99', 1))
+        (folder / "index.json").write_text(re.sub(r'"version": \d+', '"version": 99', text, count=1))
     elif damage == "cut":
         (folder / "bitmap.npy").write_bytes((folder / "bitmap.npy").read_bytes()[:100])
     else:

@@ -22,9 +22,7 @@ def of_kernel(text, table):
     """(hash, start, end) of each token, in characters."""
     data = np.frombuffer(text.encode() or b" ", dtype=np.uint8)
     hashes, starts, ends = (np.empty(2 * len(data) + 1, dtype=kind) for kind in (np.uint64, np.int32, np.int32))
-    n = kernels.tokenise(
-        data, 0, len(text.encode()), table.ascii_code, table.kind, table.start, table.codes, hashes, starts, ends
-    )
+    n = kernels.tokenise(data, 0, len(text.encode()), table.arrays, hashes, starts, ends)
     characters = [len(text.encode()[:place].decode()) for place in (*starts[:n], *ends[:n])]
     return list(zip(hashes[:n].tolist(), characters[:n], characters[n:], strict=True))
 

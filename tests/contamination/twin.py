@@ -140,13 +140,40 @@ def boilerplate(documents, fields, n):
     for key, by_document in found.items():
         grams = dict(_grams(wanted[key], n))
         for d, some in by_document.items():
-            for _, place, size in some:
+            for i, place, size in some:
                 mine = range(place, place + size - min(n, len(wanted[key])) + 1)
                 common = [len(texts[grams[k]]) >= 10 for k in mine]
                 often = [passing[key, k] >= 10 and passing[key, k] >= 0.9 * hits[key, k] for k in mine]
-                if all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True))):
-                    ignored.add((key, d, place, size))
+                phrase = all(common) or (size < 16 and all(a or b for a, b in zip(common, often, strict=True)))
+                if phrase or not _is_supported(key, fields, words(documents[d])[i + size :]):
+                    ignored.add((key, d, i, place, size))
+                is_short = key[1] == "question" and len(wanted[key]) < 8
+                if is_short and any(
+                    other[0] != key[0] and size < longer and k <= i and i + size <= k + longer
+                    for other, its in found.items()
+                    for k, _, longer in its.get(d, ())
+                ):
+                    ignored.add((key, d, i, place, size))
     return ignored
+
+
+def _is_supported(key, fields, after):
+    """Whether three in four choices in their order, or the answer, follow a question of fewer than 8 words."""
+    item, name = key
+    if name != "question" or len(words(fields[key])) >= 8:
+        return True
+    mine = {other: words(text) for (one, other), text in fields.items() if one == item and words(text)}
+    wanted = [text for other, text in mine.items() if other.startswith("choice_")] or [
+        text for other, text in mine.items() if other == "answer"
+    ]
+    n = 0
+    for one in wanted:
+        for gap in range((2 if len(wanted) > 1 else 8) + 1):
+            if after[gap : gap + len(one)] == one:
+                n, after = n + 1, after[gap + len(one) :]
+                break
+    is_little = len(words(fields[key])) + sum(map(len, wanted)) < 8
+    return n >= len(wanted) - (0 if is_little else len(wanted) // 4)
 
 
 def _grams(sequence, n):
@@ -175,13 +202,13 @@ def assess(documents, fields, rule, ignored=frozenset()):
     measures = {"edit_similarity": _similarities, "weighted_overlap": _overlaps}
     if rule["measure"] in measures:
         least = rule["threshold"]
-        more = ignored if rule["measure"] == "edit_similarity" else least
-        values = measures[rule["measure"]](documents, wanted, sequences, more)
+        more = (ignored, rule) if rule["measure"] == "edit_similarity" else (least,)
+        values = measures[rule["measure"]](documents, wanted, sequences, *more)
         return {
             key: (
                 max(some.values(), default=0.0),
-                any(one >= least for one in some.values()),
-                sum(one >= least for one in some.values()),
+                any(one >= _least(rule, wanted[key]) for one in some.values()),
+                sum(one >= _least(rule, wanted[key]) for one in some.values()),
             )
             for key, some in values.items()
         }
@@ -193,7 +220,7 @@ def assess(documents, fields, rule, ignored=frozenset()):
         seen = {
             d: kept
             for d, some in found.get(key, {}).items()
-            if (kept := [one for one in some if (key, d, *one[1:]) not in ignored])
+            if (kept := [one for one in some if (key, d, *one) not in ignored])
         }
         if rule["measure"] == "common_subsequence":
             values = {
@@ -222,6 +249,12 @@ def assess(documents, fields, rule, ignored=frozenset()):
         dirty = value > rule["threshold"] if rule.get("is_strict") else value >= rule["threshold"]
         result[key] = value, dirty, len(seen)
     return result
+
+
+def _least(rule, field):
+    """The threshold of a field: shorter ones can have a higher one."""
+    share = min(max((30 - len(field)) / 22, 0), 1)
+    return rule["threshold"] + share * (rule.get("short_threshold", rule["threshold"]) - rule["threshold"]) - 1e-9
 
 
 def _measure(rule, size, n, seen):
@@ -264,20 +297,65 @@ def _in_order(field, document, i, place, size):
     return max(before[-1], size) / min(len(field), len(document))
 
 
-def _similarities(documents, wanted, sequences, ignored):
-    """For each field and document the largest share of the field that stands there in one unedited or edited copy."""
+def _similarities(documents, wanted, sequences, ignored, rule=None):
+    """For each field and document the largest share of the field that stands there in one unedited or edited copy.
+
+    With a rule, only whole fields and edited copies count, and not where another item's edited copy is more similar and
+    covers half of the place, nor shorter questions that are not very similar and have not half of their choices, or
+    of their answer, around them.
+    """
     exact = {key: one for key, one in in_common(documents, sequences, 8).items() if key in wanted}
     values = {key: defaultdict(float) for key in wanted}
     weigh = _weights(sequences)
+    near, rivals = near_matches(tuple(documents), tuple(sequences.items())), defaultdict(list)
+    for key, d, similarity, _, _, begin, end in near:
+        rivals[d].append((key[0], similarity, *_characters(documents[d], begin, end)))
+
+    def outdone(key, d, similarity, begin, end):
+        if rule is None or similarity < rule["threshold"]:
+            return False
+        start, stop = _characters(documents[d], begin, end)
+        return any(
+            item != key[0] and other > similarity + 1e-9 and min(stop, high) - max(start, low) >= (stop - start) / 2
+            for item, other, low, high in rivals[d]
+        )
+
     for key, by_document in exact.items():
         weights = [weigh[word] for word in wanted[key]]
         for d, some in by_document.items():
-            kept = [one[1:] for one in some if (key, d, *one[1:]) not in ignored]
-            values[key][d] = max((sum(weights[place : place + size]) for place, size in kept), default=0) / sum(weights)
-    for key, d, similarity, _, _ in near_matches(tuple(documents), tuple(sequences.items())):
-        if key in wanted:
+            for one in some:
+                i, place, size = one
+                similarity = sum(weights[place : place + size]) / sum(weights)
+                if rule and size < len(wanted[key]):
+                    continue
+                if (key, d, *one) not in ignored and not outdone(key, d, similarity, i, i + size):
+                    values[key][d] = max(values[key][d], similarity)
+    for key, d, similarity, low, high, begin, end in near:
+        is_short = key[1] == "question" and len(sequences[key]) < 30
+        around = words(documents[d])[low:high]
+        if (
+            rule
+            and is_short
+            and similarity < rule["unsupported_threshold"]
+            and _support(key[0], sequences, around) < 0.5
+        ):
+            continue
+        if key in wanted and not outdone(key, d, similarity, begin, end):
             values[key][d] = max(values[key][d], similarity)
     return values
+
+
+def _support(item, sequences, text):
+    choices = [one for (other, name), one in sequences.items() if other == item and name.startswith("choice_") and one]
+    mine = choices or [one for (other, name), one in sequences.items() if (other, name) == (item, "answer") and one]
+    shares = []
+    for one in mine:
+        n = min(len(one), 3)
+        grams = {one[k : k + n] for k in range(len(one) - n + 1)}
+        shares.append(
+            len([gram for gram in grams if any(text[k : k + n] == gram for k in range(len(text)))]) / len(grams)
+        )
+    return sum(shares) / len(shares) if shares else 1
 
 
 def _weights(sequences):
@@ -292,7 +370,10 @@ def _weights(sequences):
 
 @functools.cache
 def near_matches(documents, fields):
-    """List (key, document, similarity, first word, end) of the stretches that hold an edited or reordered copy."""
+    """List the stretches that hold an edited or reordered copy, and where in them the copy is aligned.
+
+    As (key, document, similarity, first word of the stretch, its end, first word of the copy, its end).
+    """
     sequences, matches = dict(fields), []
     weigh = _weights(sequences)
     places = defaultdict(int)
@@ -311,9 +392,11 @@ def near_matches(documents, fields):
             weights = [weigh[word] for word in field]
             for low, high, covered in _near(field, rare, weights, len(words(documents[d]))):
                 text = words(documents[d])[low:high]
-                similarity = 1 - _least_cost(field, text, weights) / sum(weights)
-                if similarity >= 0.5 - 1e-9 or covered >= 0.6:
-                    matches.append((key, d, similarity, low, high + 100))
+                cost, begin, end = _least_cost(field, text, weights)
+                similarity = 1 - cost / sum(weights)
+                if similarity >= 0.5 - 1e-9 or covered >= 0.6 - 1e-9:
+                    similarity = max(similarity, covered)
+                    matches.append((key, d, similarity, low, high + 100, low + begin, low + end))
     return matches
 
 
@@ -323,13 +406,13 @@ def _overlaps(documents, wanted, sequences, threshold):
     answers = {key: one for key, one in sequences.items() if key[1] not in ("question", "passage") and one}
     passages = {key: one for key, one in sequences.items() if key[1] == "passage" and len(one) >= 8}
     shares = _similarities(documents, passages, sequences, frozenset())
-    of_questions = _rarity(questions, 5)
+    of_questions = _rarity(questions, 4)
     of_answers = _rarity([one for one in answers.values() if len(one) > 3], 3)
     by_item = defaultdict(list)
     for (item, _), answer in answers.items():
         by_item[item].append(answer)
     values = {key: defaultdict(float) for key in wanted}
-    for key, d, _, low, high in near_matches(tuple(documents), tuple(sequences.items())):
+    for key, d, _, low, high, _, _ in near_matches(tuple(documents), tuple(sequences.items())):
         if key not in wanted:
             continue
         item, _ = key
@@ -351,15 +434,15 @@ def _rarity(texts, n):
 
 
 def _overlap(question, answer, n_passage, text, passage, of_questions, of_answers, threshold):
-    wanted = {question[k : k + 5] for k in range(len(question) - 4)}
-    found = {text[k : k + 5] for k in range(len(text) - 4)} & wanted
+    wanted = {question[k : k + 4] for k in range(len(question) - 3)}
+    found = {text[k : k + 4] for k in range(len(text) - 3)} & wanted
     whole = sum(of_questions[one] for one in wanted)
     asked = sum(of_questions[one] for one in found) / whole if whole else len(found) / len(wanted)
     size = len(question) + len(answer) + n_passage
-    required = 1.0 if size <= 20 else threshold if size >= 50 else 1 - (1 - threshold) * (size - 20) / 30
-    if asked < (required - 0.3) / 0.7 - 1e-9:
+    required = 1.0 if size <= 17 else threshold if size >= 42 else 1 - (1 - threshold) * (size - 17) / 25
+    if not found or asked < (required - 0.3) / 0.7 - 1e-9:
         return 0.0
-    after = text[max(k + 5 for k in range(len(text) - 4) if text[k : k + 5] in wanted) :]
+    after = text[max(k + 4 for k in range(len(text) - 3) if text[k : k + 4] in wanted) :]
     answered = 0.0
     if 0 < len(answer) <= 3:
         after = after[:50]
@@ -377,8 +460,8 @@ def _overlap(question, answer, n_passage, text, passage, of_questions, of_answer
         (False, False): (1.0, 0.0, 0.0),
     }
     q, a, p = shares[bool(answer), bool(n_passage)]
-    if (answer or n_passage) and len(wanted) < 20:
-        lost = q * (1 - (0.5 + 0.5 * len(wanted) / 20))
+    if (answer or n_passage) and len(wanted) < 17:
+        lost = q * (1 - (0.5 + 0.5 * len(wanted) / 17))
         others = bool(answer) + bool(n_passage)
         q, a, p = q - lost, a + lost / others * bool(answer), p + lost / others * bool(n_passage)
     if 0 < len(answer) < 4:
@@ -389,7 +472,7 @@ def _overlap(question, answer, n_passage, text, passage, of_questions, of_answer
 
 
 def _near(field, seeds, weights, n_words):
-    """Where the seeds that lie close together cover 40% of the field: the words that are compared."""
+    """Where the seeds that lie close together cover 20% of the field: the words that are compared."""
     groups = []
     for i, place, size in sorted(seeds):
         reached = max((a + c for a, _, c in groups[-1]), default=0) if groups else 0
@@ -399,7 +482,7 @@ def _near(field, seeds, weights, n_words):
     for group in groups:
         covered = {p + k for _, p, size in group for k in range(size)}
         share = sum(weights[k] for k in covered) / sum(weights)
-        if len(covered) < 0.4 * len(field) or share < 0.3:
+        if len(covered) < 0.2 * len(field) or share < 0.3:
             continue
         low = max(min(i - p for i, p, _ in group), group[0][0] - len(field))
         high = min(max(i - p + len(field) for i, p, _ in group), max(i + size for i, _, size in group) + len(field))
@@ -408,15 +491,40 @@ def _near(field, seeds, weights, n_words):
 
 
 def _least_cost(field, text, weights):
-    """Least weight of the words to insert, delete or replace so that the field stands somewhere in the text."""
+    """Least weight of the words to insert, delete or replace so that the field stands somewhere in the text, and where.
+
+    Of several places the one that ends first; of several ways there, to replace comes before to insert and to delete.
+    """
     insertion = sum(weights) / len(field)
-    before = [0.0] * (len(text) + 1)
+    before = [(0.0, b) for b in range(len(text) + 1)]
     for word, weight in zip(field, weights, strict=True):
-        now = [before[0] + weight]
+        now = [(before[0][0] + weight, 0)]
         for b, other in enumerate(text):
-            now.append(min(before[b] + (word != other) * weight, before[b + 1] + weight, now[b] + insertion))
+            ways = [
+                (before[b][0] + (word != other) * weight, before[b][1]),
+                (now[b][0] + insertion, now[b][1]),
+                (before[b + 1][0] + weight, before[b + 1][1]),
+            ]
+            best = ways[0]
+            for way in ways[1:]:
+                best = way if way[0] < best[0] - 1e-9 else best
+            now.append(best)
         before = now
-    return min(before)
+    best = (sum(weights), 0, 0)
+    for end, (cost, begin) in enumerate(before):
+        best = (cost, begin, end) if end and cost < best[0] - 1e-9 else best
+    return best
+
+
+@functools.cache
+def _places(text):
+    return [(start, end) for _, start, end in tokens(text)]
+
+
+def _characters(text, begin, end):
+    """Where some words begin and end in their text."""
+    places = _places(text)
+    return (places[begin][0], places[end - 1][1]) if end > begin else (0, 0)
 
 
 def _samples(key, text, rule, shortest):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from evalkit.corpora import Shard
 from evalkit.corpora.hub import DatasetPart
-from evalkit.corpora.layout import check_apart, layout
+from evalkit.corpora.layout import below, check_apart, layout
 from evalkit.corpora.remote import Address
-from evalkit.errors import SpecError
+from evalkit.errors import InputError, SpecError
 
 
 def local(pattern, *paths):
@@ -69,6 +69,33 @@ def test_no_address_leads_out_of_the_folder_and_queries_tell_files_apart():
     assert ".." not in name
     first, second = layout(remote("https://h/a.jsonl", "https://h/a.jsonl?v=1", "https://h/a.jsonl?v=2"))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        Shard("/d/corpus", Path("/d/corpus/../victim/b.jsonl"), 1),
+        Shard("/d/corpus", Path("corpus/b.jsonl"), 1),
+        Shard("hf:x", DatasetPart("x", "../../..", "train", 0, 1), 0),
+        Shard("hf:x", DatasetPart("x", None, "../../etc/train", 0, 1), 0),
+        Shard("hf:x", DatasetPart("x", None, "/etc/train", 0, 1), 0),
+    ],
+)
+def test_a_name_that_could_lead_out_of_the_folder_is_refused(shard):
+    for others in ([], local("/d/other", "/d/other/a.jsonl"), remote("s3://b/**", "s3://b/a.jsonl")):
+        with pytest.raises(InputError, match=r"audit again|Audit again"):
+            layout([shard, *others])
+
+
+def test_a_path_below_a_folder_is_below_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path.parent)
+    (tmp_path / "file.jsonl").symlink_to("/etc/hostname")  # a link in the place of the file is replaced, not followed
+    for name in ("a.jsonl", "in/a.jsonl", "new/deep/a.jsonl", "..a/b..", "file.jsonl"):
+        assert below(tmp_path, name) == tmp_path / name
+    for name in ("../a", "in/../a", "in/..", "..", ".", "", "/etc/a", "link/a", "a//b", "a/./b", "a/"):
+        with pytest.raises(InputError, match="outside"):
+            below(tmp_path, name)
 
 
 def test_two_files_for_one_place_are_refused():

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalkit.corpora import Shard, read_shard
+from evalkit.corpora.rows import read_rows
 from evalkit.errors import InputError
 from tests.corpora.formats import as_shard, json_lines, read_all, write
 
@@ -115,6 +116,24 @@ def test_a_missing_text_column_is_refused_with_the_columns_there_are(tmp_path):
 def test_a_text_column_without_text_in_it_is_refused(tmp_path, values):
     with pytest.raises(InputError, match=r"column 'text' has type .*, which is not text"):
         read_all(write_parquet(tmp_path / "f.parquet", {"text": values}))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize("twice", ["text", "id"])
+def test_of_two_columns_with_one_name_nobody_knows_which_is_meant(tmp_path, name, twice):
+    columns = [(one, pa.array(["a", "b"])) for one in ("id", "text", twice, "other", "other")]
+    table = pa.Table.from_arrays([column for _, column in columns], names=[one for one, _ in columns])
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table, path)
+    else:
+        new = pa.ipc.new_file if name == "file.arrow" else pa.ipc.new_stream
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match=rf"{name}: 2 columns are called '{twice}'.*Rename"):
+        read_all(as_shard(path))
+    with pytest.raises(InputError, match=f"2 columns are called '{twice}'"):
+        list(read_rows(as_shard(path), [0]))
 
 
 def test_an_id_column_of_lists_is_refused(tmp_path):

@@ -188,6 +188,14 @@ def test_a_shard_is_known_again_by_its_name(path):
     assert shard_named(str(path), 7, "pattern") == Shard("pattern", path, 7)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "./a.jsonl", "/d/corpus/../victim/a.jsonl", "/d//a.jsonl", "", "hf:x:y", 7]
+)
+def test_a_name_that_no_shard_has_is_refused(name):
+    with pytest.raises(InputError, match="names no file of a corpus"):
+        shard_named(name, 7)
+
+
 def test_mistakes_are_told(tmp_path):
     shard = shard_of("plain.jsonl", tmp_path)
     with pytest.raises(InputError, match="no text column 'body'"):

@@ -1,13 +1,19 @@
 """Patterns find the files that they seem to mean, each once, and nothing goes missing without a word."""
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 
+from evalkit.contamination import audit as audit_module
+from evalkit.contamination.rules import load_rules
+from evalkit.contamination.semantic import audit as semantic_module
 from evalkit.corpora import find_shards
 from evalkit.corpora.shards import FORMATS
+from evalkit.engines import LocalEngine
 from evalkit.errors import InputError
+from tests.contamination.audits import benchmark, documents, write_lines
 
 
 @pytest.fixture
@@ -128,6 +134,37 @@ def test_a_folder_with_an_audit_is_left_out_of_a_folder_with_a_warning(corpus, c
     message = capsys.readouterr().err
     assert f"left out the audit in {corpus}" in message and "and 1 more" in message
     assert names([f"{corpus}/more/*.jsonl"]) == ["bad_rows.jsonl"]
+
+
+def test_what_a_killed_audit_left_below_the_corpus_is_no_corpus_and_it_goes_on(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", documents(benchmark()))
+    kill = pytest.MonkeyPatch()
+    kill.setattr(audit_module, "apply_rules", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    run = functools.partial(
+        audit_module.audit, benchmarks=[benchmark()], rules=load_rules(["llama3"]), out=tmp_path / "leaks"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(find_shards([str(tmp_path)]), engine=LocalEngine(1))
+    kill.undo()
+    assert list((tmp_path / "leaks" / audit_module.WORK).rglob("*.parquet"))
+    for pattern in (tmp_path, f"{tmp_path}/**/*.jsonl", f"file://{tmp_path}", f"{tmp_path}/*"):
+        assert names([str(pattern)]) == ["a.jsonl"]
+    monkeypatch.setattr(audit_module, "scan_part", lambda task: pytest.fail("a part was scanned again"))
+    assert run(find_shards([str(tmp_path)]), engine=LocalEngine(1)).n_documents == 60
+    assert semantic_module.WORK.startswith(".")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jsonl", b"caf\xe9/a.jsonl"])
+def test_a_name_that_is_not_utf8_is_refused_since_no_table_could_name_it(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"text": "t"}\n')
+    for pattern in (str(tmp_path), str(path), f"{tmp_path}/*"):
+        with pytest.raises(InputError, match=r"not UTF-8.*Rename"):
+            find_shards([pattern])
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(InputError, match="not UTF-8"):
+        find_shards([f"{tmp_path}/\udce9/../b.jsonl"])
 
 
 def test_a_folder_that_is_an_audit_itself_is_refused_as_such(tmp_path):

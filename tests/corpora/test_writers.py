@@ -388,6 +388,51 @@ def test_a_saved_dataset_can_be_loaded_again(tmp_path, splits):
         assert split._fingerprint != one._fingerprint
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(b"{}", b"[]", b"{", b"\xff"),
+        b'{"_data_files": [{"filename": "a.arrow"}]}',
+        b'{"_data_files": 3, "_fingerprint": "x"}',
+        b'{"_data_files": ["a.arrow"], "_fingerprint": "x"}',
+        b'{"_data_files": [{"filename": 1}], "_fingerprint": "x"}',
+    ],
+)
+def test_a_state_json_of_another_program_is_passed_over(tmp_path, state):
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.arrow").write_bytes(b"")
+    (tmp_path / "old" / "dataset_info.json").write_text("{}")
+    (tmp_path / "old" / "state.json").write_bytes(state)
+    assert describe_saved({tmp_path / "old": tmp_path / "new"}, "change") == []
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.arrow"]
+
+
+def test_a_saved_dataset_whose_description_is_gone_or_broken_does_not_end_the_work(tmp_path):
+    good = {"state.json": '{"_data_files": [{"filename": "a.arrow"}], "_fingerprint": "x"}', "dataset_info.json": "{}"}
+    for number, wrong in enumerate(
+        [{"dataset_info.json": None}, {"dataset_info.json": "{"}, {"dataset_info.json": "7"}]
+    ):
+        old, new = (tmp_path / f"{number}" / name for name in ("old", "new"))
+        for folder in (old, new):
+            folder.mkdir(parents=True)
+            (folder / "a.arrow").write_bytes(b"")
+        for name, text in {**good, **wrong}.items():
+            if text is not None:
+                (old / name).write_text(text)
+        assert describe_saved({old: new}, "change") == []
+    for text in (None, "{", "[]", '{"splits": 7}', '{"splits": [7, "train"]}'):
+        old, new = (tmp_path / str(text).encode().hex() / name / "train" for name in ("old", "new"))
+        for folder in (old, new):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "a.arrow").write_bytes(b"")
+        for name, one in good.items():
+            (old / name).write_text(one)
+        if text is not None:
+            (old.parent / "dataset_dict.json").write_text(text)
+        assert [path.name for path in describe_saved({old: new}, "change")] == ["dataset_info.json", "state.json"]
+
+
 # Elsewhere
 
 

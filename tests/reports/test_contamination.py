@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -131,6 +132,42 @@ def test_where_lower_is_better_a_lower_score_on_flagged_items_is_a_gain(tmp_path
     assert entry.split.gain.estimate == pytest.approx(entry.split.clean.estimate - entry.split.everything.estimate)
     assert entry.split.gain.low > 0.2 and entry.choice.chosen.gain == pytest.approx(entry.split.gain.estimate)
     assert any("no proportions" in warning for warning in entry.warnings)
+
+
+def test_runs_are_split_by_a_metric_that_all_of_them_have(tmp_path):
+    scores = {("t", f"d{n}"): float(n % 3 == 0) for n in range(60)}
+    both = [{"metric": name, "filter": "none", "higher_is_better": True} for name in ("acc", "em")]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    a = write_run(tmp_path / "a", scores, name="a", tasks={"metrics": both})
+    acc = tables.read(a / "samples.parquet", tables.SAMPLES)
+    em = acc.set_column(acc.column_names.index("metric"), acc.schema.field("metric"), pa.array(["em"] * len(acc)))
+    tables.write(a / "samples.parquet", pa.concat_tables([acc, em]), tables.SAMPLES)
+    b = write_run(tmp_path / "b", scores, name="b", tasks={"metrics": both[1:]}, metric="em")
+    audit = write_audit(tmp_path, {f"d{n}": n / 60 for n in range(60)})
+    found = score_splits([a, b], audit, n_resamples=100)
+    assert [entry.metric for entry in found.entries] == ["em", "em"] and not found.warnings
+    assert [entry.metric for entry in score_splits([a], audit, n_resamples=100).entries] == ["acc"]
+    console = Console(file=io.StringIO(), width=120)
+    render_splits(found, console)
+    assert "t, em: " in console.file.getvalue()
+    c = write_run(tmp_path / "b", scores, name="c", tasks={"metrics": []}, metric="f1")
+    other = score_splits([a, c], audit, n_resamples=100)
+    assert [entry.metric for entry in other.entries] == ["acc", "f1"]
+    assert "no metric has scores in all runs" in other.warnings[0]
+    split = CliRunner().invoke(app, ["compare", str(a), str(tmp_path / "a"), "--audit", str(audit), "--json"])
+    assert POPULATION in json.loads(split.stdout)["score_split"]["notes"]
+
+
+def test_a_suspect_control_is_named(tmp_path):
+    scores = {("t", f"d{n}"): float(n % 3 == 0) for n in range(60)}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    run = write_run(tmp_path / "a", scores, name="a")
+    control = write_run(tmp_path / "b", scores, name="b", record={"health": {"suspect": True}})
+    audit = write_audit(tmp_path, {f"d{n}": n / 60 for n in range(60)})
+    found = score_splits([run], audit, control=control, n_resamples=100)
+    assert found.warnings[0].startswith("b is suspect")
 
 
 def test_a_control_takes_out_that_flagged_items_are_easier(tmp_path):

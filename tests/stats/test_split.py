@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -159,8 +160,30 @@ def test_sides_that_are_empty_or_too_small_get_no_interval():
     assert single.warnings == ("a side has one item, which gives no interval",)
     few = score_split([0.1, 0.2, 0.3, 0.4] * 5, [True, False] * 10, cluster=[1, 1, 2, 2, 3] * 4)
     assert few.gain.low is None and "3 clusters" in few.warnings[0]
-    level = score_split([0.5] * 4 + [0.25] * 4, [True] * 4 + [False] * 4)
-    assert level.gain.estimate == 0.125 and level.gain.low is None and "equal" in level.warnings[0]
+    for high, low in ((0.5, 0.25), (0.3, 0.1), (2 / 3 - 1 / 3, 1 - 2 / 3)):
+        level = score_split([high] * 10 + [low] * 23, [True] * 10 + [False] * 23)
+        assert level.gain.estimate == pytest.approx((high - low) * 10 / 33)
+        assert level.gain.low is None and "equal" in level.warnings[0]
+    same_step = score_split(
+        [0.1 * n + 0.25 * (k == 0) for n in range(12) for k in range(2)], [True, False] * 12,
+        cluster=[n // 2 for n in range(24)],
+    )  # fmt: skip
+    assert same_step.gain.low is None and "by the same in every cluster" in same_step.warnings[0]
+
+
+def test_flagged_items_that_are_all_right_do_not_narrow_the_interval():
+    scores, flagged = answers(10, 10) + answers(261, 290), [True] * 10 + [False] * 290
+    alone = score_split(scores, flagged).gain
+    one_pair = score_split(scores, flagged, cluster=[*range(299), 298]).gain
+    assert (one_pair.low, one_pair.high) == pytest.approx((alone.low, alone.high), abs=2e-4)
+    graded = score_split([*scores[:10], *np.linspace(0.5, 1, 290)], flagged).gain
+    assert graded.low is None and "flagged items are all equal" in graded.warnings[0]
+    # Ten passages of four right items each are ten, not forty.
+    groups = np.repeat(np.arange(30), 4)
+    shared = score_split(answers(40, 40) + answers(40, 80), groups < 10, cluster=groups.tolist()).difference
+    assert shared.method == "Newcombe hybrid score, effective sizes"
+    low = proportion_confint(10, 10, method="wilson")[0]
+    assert shared.low < 0.5 - (1 - low)
 
 
 def test_differences_of_right_and_wrong_are_no_proportions_even_where_one_side_has_none_below_zero():
@@ -286,6 +309,47 @@ def test_without_a_relation_clustered_items_are_called_no_more_often_either():
     assert np.mean(as_items) > 0.2
 
 
+@pytest.mark.parametrize(
+    ("n_clusters", "size", "n_flagged", "right"), [(299, 1, 20, 0.95), (150, 2, 15, 0.95), (75, 4, 10, 0.95)]
+)
+def test_a_good_models_skewed_scores_make_no_leak_of_few_flagged_clusters(n_clusters, size, n_flagged, right):
+    """All flagged ones are often right by chance. In the first case only the last two items share a source."""
+    rng, p_values = np.random.default_rng(13), []
+    groups = np.repeat(np.arange(n_clusters), size)
+    groups = groups if size > 1 else np.append(groups, n_clusters - 1)
+    for _ in range(100):
+        scores = (rng.random(len(groups)) < right).astype(float)
+        if size > 1:  # half of the clusters answer as one
+            scores = np.where(rng.random(n_clusters)[groups] < 0.5, scores[groups * size], scores)
+        found = choose_threshold(scores, (groups < n_flagged).astype(float), cluster=groups.tolist(), n_resamples=79)
+        p_values.append(1.0 if found.p_value is None else found.p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.1  # 5%, give or take 2.2
+
+
+def test_clusters_change_their_scores_with_those_of_their_size_as_brute_force_says():
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 4, 5])
+    scores, flagged = np.array([1.0, 1, 0, 1, 0, 0, 1, 0, 0]), groups <= 0
+    flagged[6] = True
+    (one,) = choose_threshold(
+        scores, flagged.astype(float), cluster=groups.tolist(), min_units=1, n_resamples=4000
+    ).curve
+    gains = []
+    for pairs in itertools.permutations([(0, 1), (2, 3), (4, 5)]):
+        for singles in itertools.permutations([6, 7, 8]):
+            dealt = scores[[*itertools.chain(*pairs), *singles]]
+            gains.append(dealt.mean() - dealt[~flagged].mean())
+    assert one.p_value == pytest.approx(np.mean(np.array(gains) >= one.gain - 1e-9), abs=4 * np.sqrt(0.25 / 4000))
+
+
+def test_clusters_that_cannot_change_scores_are_warned_of():
+    sizes = range(1, 25)
+    groups = np.repeat(np.arange(24), sizes)
+    scores = (np.random.default_rng(15).random(len(groups)) < 0.5).astype(float)
+    found = choose_threshold(scores, (groups % 2).astype(float), cluster=groups.tolist(), n_resamples=60)
+    assert found.p_value == 1.0 and found.chosen is None
+    assert any("little power" in one for one in found.warnings)
+
+
 def leaky_data(rng, n, effect=0.25):
     """70% contaminated, from 0 to 0.9; from 0.5 on (35%) the chance of a right answer rises."""
     contamination = rng.integers(10, size=n) / 10 * (rng.random(n) < 0.7)
@@ -315,6 +379,17 @@ def test_the_interval_at_the_chosen_threshold_covers_the_gain_there_and_a_fixed_
     assert np.mean(fixed) < np.mean(band) - 0.03
     # The chosen gain is too large, by what is said or up to twice as much.
     assert 0 < np.mean(optimism) < np.mean(biases) < 2 * np.mean(optimism)
+
+
+def test_of_weak_gains_that_are_called_significant_the_interval_covers_fewer():
+    rng, covered = np.random.default_rng(16), []
+    for _ in range(400):
+        scores, contamination = null_data(rng, 100)
+        found = choose_threshold(scores, contamination, n_resamples=79)
+        if (one := found.chosen) is not None:
+            covered.append(one.band_low <= 0 <= one.band_high)
+    assert len(covered) < 40  # one in twenty
+    assert 0.2 < np.mean(covered) < 0.9
 
 
 def test_a_strong_leak_is_found_at_its_threshold():
@@ -381,6 +456,9 @@ def test_results_survive_json_and_frames():
         ([1.0, 0.0], [0.0, 1.0], {"cluster": ["a"]}, "1 clusters for 2 items"),
         ([1.0, 0.0], [0.0, 1.0], {"n_resamples": 20}, "too few for the level"),
         ([1.0, 0.0], [0.0, 1.0], {"min_units": 0}, "0 units"),
+        ([1.0, 0.0], [0.0, 1.0], {"cluster": ["a", None]}, "no cluster"),
+        ([1.0, 0.0], [0.0, 1.0], {"cluster": [np.nan, 1.0]}, "no cluster"),
+        ([1.0, 0.0], [0.0, 1.0], {"confidence_level": 1.5}, "no level"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(scores, marks, options, problem):
@@ -389,3 +467,6 @@ def test_what_cannot_be_computed_is_refused(scores, marks, options, problem):
     if problem == r"contaminations for":
         with pytest.raises(ValueError, match="marks for"):
             score_split(scores, [True])
+    for mark in (np.nan, "no", 2):
+        with pytest.raises(ValueError, match="neither true nor false"):
+            score_split([1.0, 0.0], [mark, mark])

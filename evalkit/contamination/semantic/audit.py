@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from evalkit import tables
 from evalkit.contamination.benchmarks import QUESTION
 from evalkit.contamination.record import AuditDirectory, open_audit
-from evalkit.contamination.rules import CLEAN, DIRTY
+from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.semantic.embedding import DEFAULT_MODEL, find_model, fingerprint_model
 from evalkit.contamination.semantic.evidence import SHORTLISTED, THRESHOLD, chance, score
 from evalkit.contamination.semantic.judge import DIFFERENT, SAME, UNKNOWN, Judge, judge_pairs
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RULE: Final = "semantic"
-WORK: Final = "unfinished_semantic"
-"""Folder in an audit directory with what is needed to go on after a kill; gone when the search is complete."""
+WORK: Final = ".unfinished_semantic"
+"""Hidden folder in an audit directory with what is needed to go on after a kill; gone when the search is complete."""
 
 JOURNAL: Final = "semantic_judge.jsonl"
 """What the judge answered, word by word."""
@@ -53,7 +53,6 @@ Row = Mapping[str, Any]
 """Of the table below."""
 
 _COUNTS: Final = ("n_documents", "n_searched", "n_windows", "n_kept", "n_embedded")
-_SEVERITY: Final = ("keep", "cut", "drop")
 _LABEL_OF: Final = {SAME: DIRTY, DIFFERENT: CLEAN, UNKNOWN: UNKNOWN}
 _text, _int, _float = pa.string(), pa.int64(), pa.float64()
 
@@ -200,7 +199,8 @@ def audit_semantic(
 
 def _key(opened: AuditDirectory, folder: Path, sample: float) -> str:
     """Hash of all that the search depends on."""
-    what = [VERSION, opened.record["corpus"], opened.text_column, fingerprint_model(folder), sample]
+    columns = [opened.text_column, opened.id_column]
+    what = [VERSION, opened.record["corpus"], *columns, fingerprint_model(folder), sample]
     return hashlib.sha256(to_json([*what, list(_keys_of_questions(opened).items())])).hexdigest()
 
 
@@ -365,7 +365,7 @@ def _documents(opened: AuditDirectory, rows: Sequence[Row]) -> pa.Table:
         reasons = [reason for reason in one["reasons"] if not reason.startswith(f"{RULE}: ")]
         if len(reasons) < len(one["reasons"]):
             found = [actions.get(reason.split(": ")[0], "drop") for reason in reasons]
-            one["action"] = max(found, default="keep", key=_SEVERITY.index)
+            one["action"] = max(found, default="keep", key=SEVERITY.__getitem__)
         if reasons:
             flagged[order[one["file"]], one["row"]] = {**one, "reasons": reasons}
     for row in (row for row in rows if row["label"] == DIRTY):

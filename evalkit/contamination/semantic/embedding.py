@@ -115,7 +115,11 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
     """The tokenizer and the model, loaded once in each process, and how token vectors become one."""
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    has_bar = logging.is_progress_bar_enabled()
+    # Each worker would show its own bar, over ours. That this function and its twin are untyped is the library's doing.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(
@@ -124,6 +128,9 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
     except (OSError, ValueError, KeyError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the model cannot be loaded ({what})", where=str(folder), do="Give another model") from None
+    finally:
+        if has_bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return tokenizer, model.to(device), _pooling(folder)
 
 

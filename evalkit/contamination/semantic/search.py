@@ -264,23 +264,25 @@ def search(
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
     items = [_beginning(item) for item in items]
     parts = [part for shard in shards for part in split_shard(shard, _PART_BYTES)]
-    lexicon = build_lexicon(items, _sample(parts, columns))
-    if not lexicon.is_judged.any():
+    has_words = any(tokens(item) for item in items)
+    lexicon = build_lexicon(items, _sample(parts, columns)) if has_words else None
+    if lexicon is None or not lexicon.is_judged.any():
         raise InputError(
             "no question says enough to be told from other texts when it is rewritten",
             where="the benchmarks",
             do="Leave the search for rewritten items out",
         )
     fingerprint = lexicon.fingerprint
-    save_lexicon(lexicon, work / "lexicon.npz")
+    words = work / f"lexicon-{fingerprint[:16]}.npz"
+    save_lexicon(lexicon, words)
 
-    tasks = [FindTask(part, work / "lexicon.npz", fingerprint, work, columns, id_column, sample) for part in parts]
+    tasks = [FindTask(part, words, fingerprint, work, columns, id_column, sample) for part in parts]
     _do(engine, find_windows, tasks, "looking for rare words", [1] * len(tasks), "parts")
 
     key = _digest([VERSION, fingerprint_model(model), fingerprint])
     vectors = _vectors(of_model, items, work, key, model, device)
     compared = [
-        CompareTask(path, work / "items.parquet", vectors, work / "lexicon.npz", fingerprint, model, device)
+        CompareTask(path, vectors.with_suffix(".parquet"), vectors, words, fingerprint, model, device)
         for path in _distinct_windows(tasks, work, key)
     ]
     n_texts = [pq.read_metadata(task.texts).num_rows for task in compared]
@@ -349,7 +351,7 @@ def _best_windows(
 def _vectors(engine: Engine, items: Sequence[str], work: Path, key: str, model: Path, device: str) -> Path:
     """Embed the items, in several tasks, and return the file of all vectors."""
     path = work / f"{key}.items.npy"
-    with atomic_path(work / "items.parquet") as temporary:
+    with atomic_path(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.table({"text": pa.array(items, pa.large_string())}), temporary)
     if path.exists():
         return path
@@ -438,8 +440,12 @@ def _join(tasks: Sequence[FindTask], n_lines: Sequence[int], compared: Sequence[
 @lru_cache(maxsize=1)
 def _lexicon(path: Path, fingerprint: str) -> Lexicon:
     """The lexicon, read once in each process."""
-    del fingerprint  # another one in the same place is not the same
-    return load_lexicon(path)
+    lexicon = load_lexicon(path)
+    if lexicon.fingerprint != fingerprint:
+        raise InputError(
+            "the words are those of another search", where=str(path), do="Let only one search run in a directory"
+        )
+    return lexicon
 
 
 @lru_cache(maxsize=1)
