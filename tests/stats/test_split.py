@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 from scipy import stats as scipy_stats
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from evalkit.stats.proportions import proportion
 from evalkit.stats.split import ScoreSplit, ThresholdChoice, choose_threshold, score_split
