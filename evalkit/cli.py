@@ -232,6 +232,10 @@ def run(
     journal: Annotated[
         Path | None, typer.Option(help="File of all answers, to share between runs; default: in the run directory.")
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Smallest difference that matters (0.01: one point), declared before the scores are seen."),
+    ] = None,
     health: Annotated[
         str | None,
         typer.Option(help="Shares of bad answers that make a run suspect, e.g. truncated=0.2,empty=0.05."),
@@ -290,6 +294,7 @@ def run(
         "timeout": timeout,
         "scoring": scoring,
         "journal": journal,
+        "margin": margin,
         "health": health,
         "trust_remote_code": trust_remote_code,
         "confirm_unsafe_code": confirm_unsafe_code,
@@ -836,22 +841,54 @@ def _benchmarks(
     return files + [from_task(name, task) for name, task in loaded.tasks.items()]
 
 
-@app.command(epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3")
+RunA = Annotated[
+    Path,
+    typer.Argument(metavar="A", help="The baseline: a run directory, lm-eval's or inspect's results, or a table."),
+]
+RunB = Annotated[Path, typer.Argument(metavar="B", help="The challenger, likewise.")]
+AuditOption = Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")]
+RuleOption = Annotated[str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")]
+MetricOption = Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")]
+LevelOption = Annotated[float, typer.Option(help="Level of the intervals.")]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(help="Smallest difference that matters (0.01: one point); default: the one in the runs' specs."),
+]
+SlicesOption = Annotated[str | None, typer.Option(help="Also compare by the values of this column of the documents.")]
+SequentialOption = Annotated[
+    bool, typer.Option("--sequential", help="Also look item by item: stopping as soon as it is clear is allowed for.")
+]
+UnpairedOption = Annotated[
+    bool, typer.Option("--unpaired", help="Take the items as different ones, also where both answered the same.")
+]
+PromptsOption = Annotated[
+    bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
+]
+
+
+@app.command(
+    epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3  By subject, with a margin of half "
+    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.005  Of others' results: evalkit compare "
+    "results/llama logs/2026-01_gsm8k.eval"
+)
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
-    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
-    audit: Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
-    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    allow_different_prompts: Annotated[
-        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
-    ] = False,
+    run_a: RunA,
+    run_b: RunB,
+    audit: AuditOption = None,
+    rule: RuleOption = None,
+    metric: MetricOption = None,
+    confidence_level: LevelOption = 0.95,
+    margin: MarginOption = None,
+    slices: SlicesOption = None,
+    sequential: SequentialOption = False,
+    unpaired: UnpairedOption = False,
+    allow_different_prompts: PromptsOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether B is better than A on the items that both answered."""
+    """Say whether B is better than A on the items that both answered.
+
+    The verdict is one of: better, worse, equivalent within the margin, non-inferior, inconclusive.
+    """
     from evalkit.reports.comparison import compare as join
     from evalkit.reports.contamination import score_splits
     from evalkit.reports.terminal import render
@@ -863,6 +900,10 @@ def compare(
         rule=rule,
         metric=metric,
         confidence_level=confidence_level,
+        margin=margin,
+        slices=slices,
+        sequential=sequential,
+        unpaired=unpaired,
         allow_different_prompts=allow_different_prompts,
     )
     splits = audit and score_splits(
@@ -883,18 +924,17 @@ def compare(
 
 @app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 -o report.html")
 def report(
-    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
-    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
+    run_a: RunA,
+    run_b: RunB,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")] = Path("report.html"),
-    audit: Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
-    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    allow_different_prompts: Annotated[
-        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
-    ] = False,
+    audit: AuditOption = None,
+    rule: RuleOption = None,
+    metric: MetricOption = None,
+    confidence_level: LevelOption = 0.95,
+    margin: MarginOption = None,
+    slices: SlicesOption = None,
+    sequential: SequentialOption = False,
+    allow_different_prompts: PromptsOption = False,
 ) -> None:
     """Write the comparison of two runs as one self-contained HTML page."""
     from evalkit.reports.comparison import compare as join
@@ -907,6 +947,9 @@ def report(
         rule=rule,
         metric=metric,
         confidence_level=confidence_level,
+        margin=margin,
+        slices=slices,
+        sequential=sequential,
         allow_different_prompts=allow_different_prompts,
     )
     write_report(comparison, out)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalkit import tables
-from evalkit.errors import CompareError
+from evalkit.errors import CompareError, EvalkitError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +32,15 @@ class Run:
         The samples table.
     record
         `run.json`; empty when there is none, for tables made by others.
+    documents_kept
+        The documents' fields by task and doc_hash, where whoever wrote the results kept them.
     """
 
     directory: Path
     name: str
     samples: pd.DataFrame
     record: Mapping[str, Any]
+    documents_kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @cached_property
     def _by_task(self) -> dict[str, pd.DataFrame]:
@@ -133,6 +136,64 @@ class Run:
         """
         rows = self.answers(task, metric)
         return item_means(rows), int((~rows.counts).sum())
+
+    def document_column(self, column: str, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the value of a column of each document, by task and doc_hash; tasks without the column are left out.
+
+        Documents that were not kept with the results are loaded again, as the record says; `cluster` and `target` are
+        columns of every run.
+
+        Raises
+        ------
+        CompareError
+            No task has such a column, or the documents cannot be had.
+        """
+        kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+            task: self.documents_kept[task] for task in tasks if task in self.documents_kept
+        }
+        if not kept and column not in ("cluster", "target"):
+            kept = self._loaded(tasks)
+        found = {
+            task: {doc_hash: fields[column] for doc_hash, fields in documents.items() if column in fields}
+            for task, documents in kept.items()
+        }
+        found = {task: values for task, values in found.items() if values}
+        if not found and column in ("cluster", "target"):
+            for task in tasks:
+                rows = self._by_task[task].dropna(subset=[column])
+                found[task] = dict(zip(rows.doc_hash.astype(str), rows[column], strict=True))
+            found = {task: values for task, values in found.items() if values}
+        if not found:
+            known = dict.fromkeys(name for one in kept.values() for fields in one.values() for name in fields)
+            raise CompareError(
+                f"no document has a column '{column}' (they have: {', '.join(map(str, known)) or 'none'})",
+                where=str(self.directory),
+                do="Choose another --slices",
+            )
+        return found
+
+    def _loaded(self, tasks: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """Load the tasks' documents as the run did."""
+        from evalkit.tasks import doc_hash, load_tasks
+
+        spec = self.record.get("spec", {})
+        folders = {name: Path(spec[name]) for name in ("tasks_dir", "data") if spec.get(name)}
+        try:
+            loaded = load_tasks(
+                list(tasks),
+                tasks_dirs=(folders["tasks_dir"],) if "tasks_dir" in folders else (),
+                data_dir=folders.get("data"),
+                task_seed=spec.get("task_seed"),
+            )
+        except EvalkitError as error:
+            raise CompareError(
+                f"the documents cannot be loaded ({error.what})", where=str(self.directory), do="Leave out --slices"
+            ) from None
+        return {
+            task: {doc_hash(document): document for document in loaded.tasks[task].eval_docs}
+            for task in tasks
+            if task in loaded.tasks
+        }
 
     def _listed(self, task: str) -> list[Mapping[str, Any]]:
         """What the record says of the task's metrics."""

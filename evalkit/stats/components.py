@@ -359,6 +359,83 @@ def crossed_difference(
     return found
 
 
+def crossed_tasks(
+    tables: Sequence[npt.ArrayLike],
+    *,
+    clusters: Sequence[Sequence[Any] | None] | None = None,
+    confidence_level: float = 0.95,
+) -> dict[str, Estimate]:
+    """Estimate the mean over tasks of equal weight whose items are different and whose seeds are the same.
+
+    A seed is one training run, or one setting of the sampler, for all tasks: it moves them together. With SE_k the
+    (clustered) error of task k's item means, y_s the mean over tasks under seed s, and MS_E,k task k's mean square of
+    items by seeds,
+
+        items: V_I = sum SE_k^2 / T^2,
+        seeds: V_S = var(y) / S,
+        both: V_I + max(0, V_S - sum MS_E,k / (n_k S) / T^2), at least V_S.
+
+    For one task these are the variances of `crossed`, and each part has its own t as there; V_I has Satterthwaite's
+    degrees of freedom.
+
+    Parameters
+    ----------
+    tables
+        One for each task, shape (n_k, S): scores or differences of its items under the same S seeds.
+    clusters
+        For each task one for each item, or None.
+    confidence_level
+        Of all intervals.
+
+    Returns
+    -------
+    dict
+        By what is drawn anew: "item", "seed", "item + seed".
+
+    Raises
+    ------
+    InputError
+        There is no task, the seeds differ in number, a task has fewer than two items, or a score is missing.
+    """
+    parts = [_table(of, (ITEM, "seed"), answers=False) for of in tables]
+    if len({part.shape[1] for part in parts}) != 1 or min(map(len, parts)) < 2:
+        raise InputError("tasks need two items each, and the same seeds", do="Leave out tasks that lack a seed")
+    n_tasks, n_seeds = len(parts), parts[0].shape[1]
+    of_tasks = [
+        t_interval(part.mean(axis=(1, 2)), *cluster_codes(labels, len(part)), confidence_level=confidence_level)
+        for part, labels in zip(parts, clusters or [None] * n_tasks, strict=True)
+    ]
+    by_seed = np.mean([part.mean(axis=0)[:, 0] for part in parts], axis=0)
+    few = [one.warnings for one in of_tasks if one.low is None and one.standard_error != 0]
+    items = _satterthwaite([(((one.standard_error or 0.0) / n_tasks) ** 2, one.df or 1.0) for one in of_tasks])
+    seeds = float(by_seed.var(ddof=1)) / n_seeds if n_seeds > 1 else 0.0
+    noise = 0.0
+    if n_seeds > 1:
+        noise = sum(_Anova(part, (ITEM, "seed")).mean_squares[(ITEM, "seed")][0] / part.size for part in parts)
+    beyond = max(seeds - (noise / n_tasks**2 if n_seeds >= FEW_LEVELS else 0.0), 0.0)
+    found = {}
+    for new in _subsets((ITEM, "seed")):
+        refused: tuple[str, ...] = few[0] if few and ITEM in new else ()
+        if "seed" in new and n_seeds == 1:
+            refused += ("one seed only: how much it matters is unknown",)
+        of_seeds = (seeds, n_seeds - 1.0)
+        variances = [items] if new == (ITEM,) else [of_seeds]
+        if len(new) > 1 and items[0] + beyond >= seeds:
+            variances = [items, (beyond, n_seeds - 1.0)]
+        like = replace(
+            of_tasks[0],
+            population=_population(new, (ITEM, "seed")),
+            unit="seeds" if new == ("seed",) else "independent units",
+            n=n_seeds if new == ("seed",) else sum(one.n for one in of_tasks),
+            n_items=sum(map(len, parts)),
+            method="t over seeds" if new == ("seed",) else "mean over tasks, expected mean squares, t",
+            quantity="the mean over tasks",
+        )
+        combined = (0.0, 1.0) if refused else _combined(variances, confidence_level)
+        found[_key(new)] = _estimate(float(by_seed.mean()), combined, like, warnings=refused)
+    return found
+
+
 def _seeds_part(anovas: Sequence[_Anova], with_items: bool) -> tuple[float, float]:
     """Variance of the difference that is due to the seeds of both models, with its degrees of freedom."""
     terms = []

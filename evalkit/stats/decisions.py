@@ -215,11 +215,11 @@ def _quantile(p: float, df: float | None) -> float:
 
 
 def _smallest_detectable(estimate: Estimate, power: float) -> float | None:
-    """(t_(1 - alpha/2) + t_power) SE, with the SE of an interval's half-width where no other is given."""
+    """(t_(1 - alpha/2) + t_power) SE; a score interval's half-width stands for an SE that is less, or not given."""
     upper = _quantile((1 + estimate.confidence_level) / 2, estimate.df)
     error = estimate.standard_error
-    if error is None and estimate.low is not None and estimate.high is not None:
-        error = (estimate.high - estimate.low) / 2 / upper
+    if (error is None or estimate.df is None) and estimate.low is not None and estimate.high is not None:
+        error = max(error or 0.0, (estimate.high - estimate.low) / 2 / upper)
     return error and (upper + _quantile(power, estimate.df)) * error
 
 

@@ -14,7 +14,6 @@ from scipy import stats
 from evalkit.errors import InputError
 from evalkit.stats.clusters import MIN_CLUSTERS, Floats, cluster_codes, cluster_error, t_interval
 from evalkit.stats.discordance import POPULATION, discordant_counts, odds_ratio, proportion_difference
-from evalkit.stats.discordance import mcnemar as mcnemar  # noqa: PLC0414  # for the reports
 from evalkit.stats.means import finite
 from evalkit.stats.results import Estimate, Result
 

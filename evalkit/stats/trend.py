@@ -13,7 +13,6 @@ from scipy import stats
 
 from evalkit.stats.clusters import cluster_codes, t_interval
 from evalkit.stats.means import finite
-from evalkit.stats.means import mean_score as mean_score  # noqa: PLC0414  # for the reports
 from evalkit.stats.results import Estimate
 
 RISING, FALLING, UNRESOLVED = "still rising", "falling", "flat or not resolved"
