@@ -219,9 +219,11 @@ def item_means(answers: pd.DataFrame) -> pd.DataFrame:
         response=("response", "first"),
         target=("target", "first"),
     )  # fmt: skip
-    # Most items have one prompt: the distinct pairs are few, while a function per group would take minutes.
     pairs = answers[["doc_hash", "prompt_hash"]].dropna().drop_duplicates().sort_values("prompt_hash")
-    items["prompts"] = pairs.groupby("doc_hash").prompt_hash.agg(",".join).reindex(items.index).fillna("")
+    prompts: dict[str, list[str]] = {}
+    for doc_hash, prompt in zip(pairs.doc_hash, pairs.prompt_hash, strict=True):
+        prompts.setdefault(doc_hash, []).append(prompt)
+    items["prompts"] = [",".join(prompts.get(doc_hash, ())) for doc_hash in items.index]
     return items
 
 

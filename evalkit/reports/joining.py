@@ -87,8 +87,7 @@ def join(a: Run, b: Run, task: str, metric: str | None) -> Joined | str:
     share_draws = not set(of_a.draw).isdisjoint(of_b.draw)
     n_unpaired = 0
     if share_draws:  # else the seeds are others on purpose, and an item's mean is over all its own
-        (of_a, lost_a), (of_b, lost_b) = _pair_draws(of_a, of_b), _pair_draws(of_b, of_a)
-        n_unpaired = lost_a + lost_b
+        of_a, of_b, n_unpaired = _pair_draws(of_a, of_b)
     pairs = item_means(of_a).join(item_means(of_b), how="inner", lsuffix="_a", rsuffix="_b")
     if pairs.empty:
         return f"no item has a score of {','.join(chosen)} from both runs for the same seed and repeat"
@@ -152,16 +151,23 @@ def _choose_metric(a: Run, b: Run, task: str, metric: str | None) -> tuple[str, 
     return next((one for one in common if one in scored), f"no metric has scores per item in both runs ({of_both})")
 
 
-def _pair_draws(answers: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+def _pair_draws(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """Let only those answers count whose item, seed and repeat the other run has scored, too.
 
     Else a failed request would set an item's mean over all seeds against one over fewer, harder or easier, seeds. The
     number is of the answers lost by it; those of items that the other run has not scored at all are counted as items.
     """
-    keys, of_other = ((one.doc_hash + " " + one.draw)[one.counts] for one in (answers, other))
-    counts = answers.counts & keys.isin(set(of_other)).reindex(answers.index, fill_value=False)
-    lost = answers.counts & ~counts & answers.doc_hash.isin(other.doc_hash[other.counts])
-    return answers.assign(counts=counts), int(lost.sum())
+    import pandas as pd
+
+    document, draw = (pd.factorize(pd.concat([a[name], b[name]]))[0] for name in ("doc_hash", "draw"))
+    key = document * (int(draw.max()) + 1) + draw
+    counts = np.concatenate([a.counts.to_numpy(bool), b.counts.to_numpy(bool)])
+    of_a = np.arange(len(key)) < len(a)
+    paired, n_lost = np.zeros_like(counts), 0
+    for mine, other in ((of_a, ~of_a), (~of_a, of_a)):
+        paired |= mine & counts & np.isin(key, key[other & counts])
+        n_lost += int((mine & counts & ~paired & np.isin(document, document[other & counts])).sum())
+    return a.assign(counts=paired[of_a]), b.assign(counts=paired[~of_a]), n_lost
 
 
 def warnings_of_scores(joined: Joined) -> list[str]:
