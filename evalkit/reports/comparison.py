@@ -17,12 +17,13 @@ from evalkit.reports.differences import (
     Noise,
     SubsetResult,
     TaskComparison,
+    adjusted,
     compare_apart,
     compare_task,
     overall,
     overall_noise,
+    share_items,
     turned_tasks,
-    with_holm,
 )
 from evalkit.reports.inputs import Audit, Run, load_audit, load_run
 from evalkit.reports.joining import (
@@ -126,7 +127,10 @@ class Comparison:
         found = [(f"{subset} items", self.overall[subset].explain()) for subset in shown]
         if self.noise is not None:
             found.append(("other seeds", self.noise.explain()))
-        found += [(f"{one.task}, item by item", one.sequential.explain()) for one in self.tasks if one.sequential]
+        looked = [one for one in self.tasks if one.sequential is not None]
+        for one in looked:
+            told = one.sequential.explain() if one.sequential and len(looked) == 1 else str(one.sequential)
+            found.append((f"{one.task}, item by item", told))
         if self.slices is not None:
             found.append((f"by {self.slices_by}", self.slices.explain()))
         return found
@@ -318,19 +322,24 @@ def compare(
     items = [item for task, one in joined.items() for item in _item_pairs(task, one.pairs)]
     if labels is not None:
         warnings.extend(_check_audit(labels, items, common, audit))
-    compared = with_holm(
+    pairs = {task: one.pairs for task, one in joined.items()}
+    compared = adjusted(
         [
             compare_task(a, task, one, decision_rule, len(found), sequential=sequential)
             if isinstance(one, Joined)
             else compare_apart(a, task, one, decision_rule, len(found))
             for task, one in found.items()
         ],
-        1 - confidence_level,
+        pairs,
+        confidence_level,
     )
     turned = turned_tasks(compared)
-    pairs = {task: one.pairs for task, one in joined.items()}
     noise = compared[0].noise if len(compared) == 1 else overall_noise(joined, turned, confidence_level)
-    more = [*of_margin, *_warnings_of_overall(compared), *_warnings_of_family(compared, sequential)]
+    more = [
+        *of_margin,
+        *_warnings_of_overall(compared),
+        *_warnings_of_family(compared, sequential=sequential, share_items=share_items(pairs)),
+    ]
     return Comparison(
         name_a=a.name,
         name_b=b.name if b.name != a.name else f"{b.name} (B)",
@@ -367,14 +376,15 @@ def _decision_rule(a: Run, b: Run, margin: float | None, confidence_level: float
     ]
 
 
-def _warnings_of_family(tasks: Sequence[TaskComparison], sequential: bool) -> list[str]:
+def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, share_items: bool) -> list[str]:
     """Say what family the single tasks' verdicts and p values belong to, and what is unknown of seeds."""
     found = []
     if len(tasks) > 1:
         level = tasks[0].subsets["all"].decision.estimate.confidence_level
+        p = "adjusted by max-T, because tasks share items" if share_items else "Holm's"
         found.append(
             f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is Holm's; the overall verdict is one question more and is not adjusted"
+            f"hold all at once, and p is {p}; the overall verdict is one question more and is not adjusted"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
         found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")

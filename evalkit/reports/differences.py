@@ -26,8 +26,8 @@ from evalkit.stats.components import (
 )
 from evalkit.stats.decisions import Decision, DecisionRule, decide
 from evalkit.stats.discordance import mcnemar
-from evalkit.stats.macro import macro_mean
-from evalkit.stats.multiple import holm
+from evalkit.stats.macro import THESE_TASKS, macro_mean, macro_of_shared_items
+from evalkit.stats.multiple import holm, max_t
 from evalkit.stats.paired import paired_difference, unpaired_difference
 from evalkit.stats.permutation import sign_flip
 from evalkit.stats.results import Estimate, Result, TestResult
@@ -293,28 +293,62 @@ def _welch(difference: Estimate) -> TestResult | None:
     return tested and replace(tested, method="Welch t", null_hypothesis="both models have the same mean score")
 
 
-def with_holm(tasks: Sequence[TaskComparison], alpha: float) -> tuple[TaskComparison, ...]:
-    """Adjust the tasks' p values, on each subset, by Holm; one that could not be tested counts as 1."""
-    if len(tasks) == 1:
-        return tuple(tasks)
-    adjusted: dict[tuple[str, str], float] = {}
-    for subset in SUBSETS:
-        named = [(one.task, one.subsets[subset].test) for one in tasks if subset in one.subsets]
-        if not named:
+def adjusted(
+    tasks: Sequence[TaskComparison], pairs: Mapping[str, pd.DataFrame], confidence_level: float
+) -> tuple[TaskComparison, ...]:
+    """Adjust the tasks' p values, on each subset: by max-T where tasks share items and it can be had, else by Holm.
+
+    A task that could not be tested counts as one with p = 1.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for subset in SUBSETS if len(tasks) > 1 else ():
+        tests = {one.task: one.subsets[subset].test for one in tasks if subset in one.subsets}
+        if not tests:
             continue
-        family = holm([1.0 if test is None else test.p_value for _, test in named], alpha=alpha)
-        pairs = zip(named, family.adjusted, strict=True)
-        adjusted |= {(task, subset): p for (task, test), p in pairs if test is not None}
+        p_values = _max_t({task: pairs[task] for task in tests}, subset, confidence_level) if pairs else None
+        if p_values is None:
+            known = [1.0 if test is None else test.p_value for test in tests.values()]
+            p_values = holm(known, alpha=1 - confidence_level).adjusted
+        found |= {(task, subset): p for (task, test), p in zip(tests.items(), p_values, strict=True) if test}
     return tuple(
         replace(
             one,
             subsets={
-                subset: replace(result, p_adjusted=adjusted.get((one.task, subset)))
+                subset: replace(result, p_adjusted=found.get((one.task, subset)))
                 for subset, result in one.subsets.items()
             },
         )
         for one in tasks
     )
+
+
+def share_items(pairs: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether an item belongs to several tasks."""
+    documents = [document for one in pairs.values() for document in one.index.tolist()]
+    return len(set(documents)) < len(documents)
+
+
+def _max_t(pairs: Mapping[str, pd.DataFrame], subset: str, confidence_level: float) -> tuple[float, ...] | None:
+    """The adjusted p values of tasks that share items; None where they do not, or some have too few."""
+    chosen = {task: one if subset == "all" else one[one.status == subset] for task, one in pairs.items()}
+    if not share_items(chosen):
+        return None
+    values, sources = _side_by_side(chosen, ())
+    try:
+        return max_t(values, cluster=sources, confidence_level=confidence_level).adjusted
+    except InputError:
+        return None
+
+
+def _side_by_side(pairs: Mapping[str, pd.DataFrame], turned: Sequence[str]) -> tuple[Floats, list[str]]:
+    """Differences of all items by task, NaN where an item is not in a task, and each item's source, if only itself."""
+    import pandas as pd
+
+    differences = [(one.score_b - one.score_a) * (-1.0 if task in turned else 1.0) for task, one in pairs.items()]
+    values = pd.concat(differences, axis=1)
+    sources = pd.concat([one.cluster_a for one in pairs.values()])
+    sources = sources[sources.notna() & ~sources.index.duplicated()].reindex(values.index)
+    return values.to_numpy(float), sources.where(sources.notna(), values.index.to_series()).astype(str).tolist()
 
 
 def overall(
@@ -332,16 +366,25 @@ def overall(
             [task] = parts
             found[subset] = _single(subset, pairs[task], rule, is_turned=task in turned)
         elif parts:
-            found[subset] = _mean(subset, parts, turned, rule)
+            found[subset] = _mean(subset, parts, pairs, turned, rule)
     return found
 
 
-def _mean(subset: Subset, parts: Mapping[str, SubsetResult], turned: Sequence[str], rule: DecisionRule) -> SubsetResult:
+def _mean(
+    subset: Subset,
+    parts: Mapping[str, SubsetResult],
+    pairs: Mapping[str, pd.DataFrame],
+    turned: Sequence[str],
+    rule: DecisionRule,
+) -> SubsetResult:
     """Average several tasks."""
-    macro = macro_mean(
-        [_negative(part.difference) if task in turned else part.difference for task, part in parts.items()],
-        population="these tasks, with items like these, answered by these two models",
-    )
+    chosen = {task: one[one.status == subset] if subset != "all" else one for task, one in pairs.items()}
+    if share_items(chosen) and min(len(chosen[task]) for task in parts) > 1:
+        values, sources = _side_by_side({task: chosen[task] for task in parts}, turned)
+        macro = macro_of_shared_items(values, cluster=sources, confidence_level=rule.confidence_level)
+    else:
+        turn = [_negative(part.difference) if task in turned else part.difference for task, part in parts.items()]
+        macro = macro_mean(turn, population=f"{THESE_TASKS}, answered by these two models")
     quantity = "the difference B - A, averaged over tasks,"
     difference = replace(macro.this_suite, quantity=quantity)
     return SubsetResult(
@@ -434,7 +477,9 @@ def _designs(found: CrossedScores) -> tuple[Design, ...]:
 
 
 def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidence_level: float) -> Noise | None:
-    """What other seeds would change of the mean over tasks, where all tasks have the same matched seeds."""
+    """What other seeds would change of the mean over tasks, where tasks share seeds and no items."""
+    if share_items({task: one.pairs for task, one in joined.items()}):
+        return None
     tables, clusters, n_answers = [], [], 0
     for task, one in joined.items():
         a, b = one.grids()
@@ -481,14 +526,13 @@ def _sequential(run: Run, task: str, joined: Joined, rule: DecisionRule, family:
         a, b = (np.bincount(codes, weights=of) / sizes for of in (a, b))
         place = np.array([place[codes == code].min() for code in range(len(sizes))])
     order = np.argsort(place, kind="stable")
-    a, b = a[order], b[order]
-    return sequential_comparison(a, b, confidence_level=level) if rule.higher_is_better else _turned(a, b, level)
-
-
-def _turned(a: Floats, b: Floats, level: float) -> SequentialComparison:
-    """Lower is better: the words better and worse change places."""
-    found = sequential_comparison(a, b, confidence_level=level)
-    return replace(found, verdict={"better": "worse", "worse": "better"}.get(found.verdict, found.verdict))
+    found = sequential_comparison(a[order], b[order], confidence_level=level)
+    verdict = found.verdict
+    if not rule.higher_is_better:
+        verdict = {"better": "worse", "worse": "better"}.get(verdict, verdict)
+    unit = "items" if len(a) == len(pairs) else "clusters"
+    seen = replace(found.difference, quantity="the difference B - A", unit=unit, n_items=len(pairs))
+    return replace(found, verdict=verdict, difference=seen)
 
 
 def random_places(run: Run, task: str, joined: Joined) -> npt.NDArray[np.int64]:

@@ -254,7 +254,7 @@ def load_run(directory: Path) -> Run:
     if not path.is_file():
         what = "the run is not finished (no samples.parquet)" if directory.is_dir() else "there is no such run"
         raise CompareError(what, where=str(directory), do="Give the directory that `evalkit run --out` wrote")
-    samples = tables.read(path, tables.SAMPLES).to_pandas()
+    samples = _plain_text(tables.read(path, tables.SAMPLES).to_pandas())
     if samples.empty:
         raise CompareError("the samples table has no rows", where=str(path), do="Run it again")
     if len(models := samples.model.unique()) > 1:
@@ -266,6 +266,12 @@ def load_run(directory: Path) -> Run:
     record = read_json(directory / "run.json")
     _check_record(record, str(directory / "run.json"))
     return Run(directory, str(record.get("name") or models[0]), samples, record)
+
+
+def _plain_text(samples: pd.DataFrame) -> pd.DataFrame:
+    """Turn text columns into Python's own strings: they are compared and joined one by one, which Arrow's are slow at."""
+    text = [name for name, kind in samples.dtypes.items() if kind == "str"]
+    return samples.astype(dict.fromkeys(text, object))
 
 
 def _check_record(record: Mapping[str, Any], where: str) -> None:

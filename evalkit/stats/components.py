@@ -425,7 +425,7 @@ def crossed_tasks(
         like = replace(
             of_tasks[0],
             population=_population(new, (ITEM, "seed")),
-            unit="seeds" if new == ("seed",) else "independent units",
+            unit="seeds" if new == ("seed",) else "units",
             n=n_seeds if new == ("seed",) else sum(one.n for one in of_tasks),
             n_items=sum(map(len, parts)),
             method="t over seeds" if new == ("seed",) else "mean over tasks, expected mean squares, t",

@@ -43,7 +43,7 @@ def test_the_two_intervals_answer_two_questions():
     assert found.tasks_like_these.unit == "tasks"
     assert "only 3 tasks" in found.tasks_like_these.warnings[0]
     assert MacroMean.from_json(found.to_json()) == found
-    assert list(found.to_frame().unit) == ["independent units", "tasks"]
+    assert list(found.to_frame().unit) == ["units", "tasks"]
     assert "tasks like these" in found.explain()
 
 
