@@ -956,6 +956,77 @@ def report(
     typer.echo(out.resolve().as_uri())
 
 
+@app.command(
+    epilog="Examples: 3 points, item differences of variance 1/9: evalkit power --effect 0.03 --variance 0.1111  Right "
+    "or wrong, 12% of items differ, 1,000 items: evalkit power --effect 0.02 --discordant 0.12 --items 1000  From a "
+    "pilot: evalkit power --effect 0.02 --pilot runs/base runs/new --figure power.svg"
+)
+def power(
+    effect: Annotated[float, typer.Option(help="The true difference to be found (0.01: one point).")],
+    discordant: Annotated[
+        float | None, typer.Option(help="Share of items that only one of the models gets right.")
+    ] = None,
+    score: Annotated[
+        float | None, typer.Option(help="Instead, with --correlation: A's share of right answers.")
+    ] = None,
+    correlation: Annotated[float | None, typer.Option(help="... the correlation of both models' over items.")] = None,
+    variance: Annotated[float | None, typer.Option(help="Instead: variance over items of the true difference.")] = None,
+    pilot: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Instead: two runs of a few items to estimate from.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Of the pilot: metric, or metric,filter.")] = None,
+    within_a: Annotated[float, typer.Option(help="Variance of one answer of A to the same item, on average.")] = 0.0,
+    within_b: Annotated[float, typer.Option(help="The same of B.")] = 0.0,
+    repeats_a: Annotated[int, typer.Option(min=1, help="Answers of A to each item.")] = 1,
+    repeats_b: Annotated[int, typer.Option(min=1, help="Answers of B to each item.")] = 1,
+    cluster_size: Annotated[float, typer.Option(help="Items that share a source, on average.")] = 1.0,
+    cluster_cv: Annotated[float, typer.Option(help="Standard deviation of these sizes by their mean.")] = 0.0,
+    icc: Annotated[float, typer.Option(help="Intraclass correlation of the differences within a source.")] = 0.0,
+    items: Annotated[str | None, typer.Option(help="Numbers of items to ask about, comma-separated.")] = None,
+    target_power: Annotated[float, typer.Option("--power", help="Chance of finding the effect.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Size of the two-sided test.")] = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="Also say how many items show equivalence within this margin.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw power over items: .svg or .png.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how many items a comparison needs, what a number of items can find, and how a significant result misleads.
+
+    Type M: how many times too large significant differences are on average. Type S: how often they have the wrong sign.
+    The pilot's own difference is not used: power for it would only repeat its p value.
+    """
+    from evalkit.errors import SpecError
+    from evalkit.reports.power import answer, design_of, pilot_designs, render_power, write_power_figure
+
+    try:
+        numbers = [int(part) for part in (items or "").split(",") if part.strip()]
+    except ValueError:
+        raise SpecError(f"'{items}' are no numbers of items", where="--items", do="Give such as 500,1000") from None
+    asked: dict[str, Any] = {
+        "discordant": discordant, "score": score, "correlation": correlation, "variance": variance,
+        "within_a": within_a, "within_b": within_b, "repeats_a": repeats_a, "repeats_b": repeats_b,
+        "cluster_size": cluster_size, "cluster_cv": cluster_cv, "icc": icc,
+    }  # fmt: skip
+    options: dict[str, Any] = {"items": numbers, "power": target_power, "alpha": alpha, "margin": margin}
+    if pilot is None:
+        design, share = design_of(effect, **asked)
+        answers = [answer(effect, design, discordant=share, **options)]
+    elif any(value is not None for value in (discordant, score, correlation, variance)):
+        raise SpecError("the pilot says how much items vary", where="--pilot", do="Leave out the other")
+    else:
+        answers = [
+            answer(effect, design, name=task, warnings=warnings, **options)
+            for task, design, warnings in pilot_designs(*pilot, metric)
+        ]
+    if figure:
+        write_power_figure(answers, figure)
+    if as_json:
+        _print_json([one.to_dict() for one in answers])
+    else:
+        render_power(answers, _console())
+
+
 @app.command(epilog="Example: evalkit diff runs/monday runs/tuesday")
 def diff(
     run_a: Annotated[Path, typer.Argument(metavar="A", help="A run directory.")],

@@ -269,7 +269,7 @@ def load_run(directory: Path) -> Run:
 
 
 def _plain_text(samples: pd.DataFrame) -> pd.DataFrame:
-    """Turn text columns into Python's own strings: they are compared and joined one by one, which Arrow's are slow at."""
+    """Turn text columns into Python's own strings: they are compared one by one, which Arrow is slow at."""
     text = [name for name, kind in samples.dtypes.items() if kind == "str"]
     return samples.astype(dict.fromkeys(text, object))
 
