@@ -855,6 +855,12 @@ MarginOption = Annotated[
     typer.Option(help="Smallest difference that matters (0.01: one point); default: the one in the runs' specs."),
 ]
 SlicesOption = Annotated[str | None, typer.Option(help="Also compare by the values of this column of the documents.")]
+ClusterOption = Annotated[
+    str | None, typer.Option(help="Items with the same value of this column of the documents share a source.")
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option(help="Names of a table's columns: item=question_id,score=correct, also task, seed, ...")
+]
 SequentialOption = Annotated[
     bool, typer.Option("--sequential", help="Also look item by item: stopping as soon as it is clear is allowed for.")
 ]
@@ -880,6 +886,8 @@ def compare(
     confidence_level: LevelOption = 0.95,
     margin: MarginOption = None,
     slices: SlicesOption = None,
+    cluster: ClusterOption = None,
+    columns: ColumnsOption = None,
     sequential: SequentialOption = False,
     unpaired: UnpairedOption = False,
     allow_different_prompts: PromptsOption = False,
@@ -902,6 +910,8 @@ def compare(
         confidence_level=confidence_level,
         margin=margin,
         slices=slices,
+        cluster=cluster,
+        columns=_columns(columns),
         sequential=sequential,
         unpaired=unpaired,
         allow_different_prompts=allow_different_prompts,
@@ -933,6 +943,8 @@ def report(
     confidence_level: LevelOption = 0.95,
     margin: MarginOption = None,
     slices: SlicesOption = None,
+    cluster: ClusterOption = None,
+    columns: ColumnsOption = None,
     sequential: SequentialOption = False,
     allow_different_prompts: PromptsOption = False,
 ) -> None:
@@ -949,6 +961,8 @@ def report(
         confidence_level=confidence_level,
         margin=margin,
         slices=slices,
+        cluster=cluster,
+        columns=_columns(columns),
         sequential=sequential,
         allow_different_prompts=allow_different_prompts,
     )
@@ -1025,6 +1039,18 @@ def power(
         _print_json([one.to_dict() for one in answers])
     else:
         render_power(answers, _console())
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    """Read item=question_id,score=correct."""
+    from evalkit.errors import SpecError
+
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and theirs.strip() for name, _, theirs in pairs):
+        raise SpecError(f"'{text}' names no columns", where="--columns", do="Give item=question_id,score=correct")
+    return {name.strip(): theirs.strip() for name, _, theirs in pairs}
 
 
 @app.command(epilog="Example: evalkit diff runs/monday runs/tuesday")

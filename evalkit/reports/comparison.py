@@ -125,7 +125,7 @@ class Comparison:
         """Return (what it is about, sentences) for each result beside the table."""
         shown = [subset for subset in SUBSETS[:2] if subset in self.overall]
         found = [(f"{subset} items", self.overall[subset].explain()) for subset in shown]
-        if self.noise is not None:
+        if self.noise is not None and any(one.low is not None for one in self.noise.intervals.values()):
             found.append(("other seeds", self.noise.explain()))
         looked = [one for one in self.tasks if one.sequential is not None]
         for one in looked:
@@ -228,8 +228,8 @@ class Comparison:
 
 
 def compare(
-    run_a: Path,
-    run_b: Path,
+    run_a: Path | Run,
+    run_b: Path | Run,
     *,
     audit: Path | None = None,
     rule: str | None = None,
@@ -237,9 +237,11 @@ def compare(
     confidence_level: float = 0.95,
     margin: float | None = None,
     slices: str | None = None,
+    cluster: str | None = None,
     sequential: bool = False,
     unpaired: bool = False,
     allow_different_prompts: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare two runs on the items that both answered.
 
@@ -250,7 +252,7 @@ def compare(
     Parameters
     ----------
     run_a, run_b
-        Run directories, or what `load_run` reads besides; A is the baseline.
+        Run directories, or what `load_run` reads or returns; A is the baseline.
     audit, rule
         Audit directory, and which of its rules says what is clean (default: its first).
     metric
@@ -261,12 +263,16 @@ def compare(
         The smallest difference that matters, in the unit of the scores; None: the one in the runs' specs, if any.
     slices
         A column of the documents: also compare by its values.
+    cluster
+        A column of the documents: items with the same value share a source. Default: what the runs say.
     sequential
         Also compare item by item, with leave to have stopped at any.
     unpaired
         Take the runs as ones over different items, whatever they answered.
     allow_different_prompts
         Compare although the prompts differ; it is stated in the warnings.
+    columns
+        Of tables: the names that they have for item, score and the others (`adaptors.from_frame`).
 
     Raises
     ------
@@ -282,21 +288,24 @@ def compare(
         raise CompareError(
             f"{confidence_level} is no level", where="--confidence-level", do="Give one between 0.5 and 1"
         )
-    if unpaired and (audit or slices or sequential):
+    if unpaired and (audit or slices or sequential or cluster):
         raise SpecError(
-            "an audit, slices and looking early need items that both answered", where="--unpaired", do="Leave it out"
+            "an audit, slices, --cluster and looking early need items that both answered",
+            where="--unpaired",
+            do="Leave it out",
         )
-    a, b = load_run(run_a), load_run(run_b)
+    a, b = load_run(run_a, columns), load_run(run_b, columns)
     common = [task for task in a.tasks if task in b.tasks]
     if not common:
         raise CompareError(
             f"the runs share no task: A has {', '.join(a.tasks)}; B has {', '.join(b.tasks)}",
-            where=f"{run_a}, {run_b}",
+            where=f"{a.directory}, {b.directory}",
             do="Evaluate both on the same tasks",
         )
     labels = load_audit(audit, rule) if audit else None
     warnings = _warnings_of_runs(a, b)
     decision_rule, of_margin = _decision_rule(a, b, margin, confidence_level)
+    sources = a.document_column(cluster, common) if cluster else {}
     found: dict[str, Joined | Apart] = {}
     skipped = []
     for task in common:
@@ -305,6 +314,8 @@ def compare(
             skipped.append(f"{task}: not compared: {one}")
             continue
         if isinstance(one, Joined):
+            if task in sources:
+                one = _clustered(one, sources[task])
             if problem := prompt_difference(a, b, task, one.pairs):
                 if not allow_different_prompts:
                     raise CompareError(problem, where=f"task {task}", do="Run both alike, or --allow-different-prompts")
@@ -315,7 +326,7 @@ def compare(
     if not found:
         raise CompareError(
             f"none of the common tasks can be compared ({'; '.join(skipped)})",
-            where=f"{run_a}, {run_b}",
+            where=f"{a.directory}, {b.directory}",
             do="Choose tasks with a score per item, or run again what failed",
         )
     joined = {task: one for task, one in found.items() if isinstance(one, Joined)}
@@ -355,6 +366,13 @@ def compare(
         slices=_slices(a, pairs, turned, slices, confidence_level) if slices else None,
         slices_by=slices,
     )
+
+
+def _clustered(joined: Joined, source_of: Mapping[str, Any]) -> Joined:
+    """Take items with the same value of a column as a cluster; those without one stand for themselves."""
+    sources: list[Any] = [source_of.get(str(document)) for document in joined.pairs.index]
+    named: list[Any] = [None if one is None else str(one) for one in sources]
+    return replace(joined, pairs=joined.pairs.assign(cluster_a=named))
 
 
 def _decision_rule(a: Run, b: Run, margin: float | None, confidence_level: float) -> tuple[DecisionRule, list[str]]:

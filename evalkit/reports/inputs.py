@@ -240,21 +240,32 @@ class Audit:
     n_bad_rows: int
 
 
-def load_run(directory: Path) -> Run:
-    """Read a run directory.
+def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) -> Run:
+    """Read a run directory, or what others wrote (`adaptors.read_results`); one that is read already is returned.
+
+    `columns` are the names that a table has for its own: see `adaptors.from_frame`.
 
     Raises
     ------
     CompareError
         It is none, has no rows or those of several models, or its record is none.
+    InputError
+        It is not evalkit's, and not as its format says.
     TableError
         The samples table is faulty.
     """
+    if isinstance(directory, Run):
+        return directory
     path = directory / "samples.parquet"
     if not path.is_file():
-        what = "the run is not finished (no samples.parquet)" if directory.is_dir() else "there is no such run"
-        raise CompareError(what, where=str(directory), do="Give the directory that `evalkit run --out` wrote")
-    samples = _plain_text(tables.read(path, tables.SAMPLES).to_pandas())
+        if (directory / "run.json").is_file():
+            raise CompareError(
+                "the run is not finished (no samples.parquet)", where=str(directory), do="Give the same command again"
+            )
+        from evalkit.reports.adaptors import read_results
+
+        return read_results(directory, columns)
+    samples = plain_text(tables.read(path, tables.SAMPLES).to_pandas())
     if samples.empty:
         raise CompareError("the samples table has no rows", where=str(path), do="Run it again")
     if len(models := samples.model.unique()) > 1:
@@ -268,7 +279,7 @@ def load_run(directory: Path) -> Run:
     return Run(directory, str(record.get("name") or models[0]), samples, record)
 
 
-def _plain_text(samples: pd.DataFrame) -> pd.DataFrame:
+def plain_text(samples: pd.DataFrame) -> pd.DataFrame:
     """Turn text columns into Python's own strings: they are compared one by one, which Arrow is slow at."""
     text = [name for name, kind in samples.dtypes.items() if kind == "str"]
     return samples.astype(dict.fromkeys(text, object))

@@ -97,10 +97,10 @@ def notes(comparison: Comparison) -> list[str]:
             of_tasks = {task.task: task.subsets[subset] for task in comparison.tasks if subset in task.subsets}
             without = [name for name, one in of_tasks.items() if one.difference.low is None]
             found.append(f"{_where(OVERALL, [subset])}: no interval, because there is none for {', '.join(without)}")
-        found.extend(f"{task.task}, seeds: {warning}" for warning in (task.noise.warnings if task.noise else ()))
+        of_seeds = task.noise.warnings if task.noise and task.noise.n_seeds_a > 1 else ()
+        found.extend(f"{task.task}, seeds: {warning}" for warning in of_seeds)
     if comparison.slices is not None:
         left = ", ".join(f"{name} ({n})" for name, n in comparison.slices.left_out.items())
-        found.extend(f"slices: {warning}" for warning in comparison.slices.warnings)
         found += [f"slices with too few items are not estimated: {left}"] if left else []
     if comparison.rule:
         found.append(f"clean items (rule {comparison.rule}) are not a random sample of all items: the question changes")

@@ -157,7 +157,7 @@ def decide(estimate: Estimate, rule: DecisionRule, *, narrower: Estimate | None 
         )
     detectable = _smallest_detectable(estimate, rule.power)
     if estimate.low is None or estimate.high is None:
-        return Decision("inconclusive", estimate, None, rule, rule.digest(), None, detectable)
+        return Decision("inconclusive", estimate, None, rule, rule.digest(), None, None)
     margin, inner = rule.margin, None
     if margin is not None:
         inner = at_level(estimate, level) if narrower is None else narrower

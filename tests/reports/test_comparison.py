@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import stats as scipy_stats
 
 from evalkit import tables
-from evalkit.errors import CompareError, TableError
+from evalkit.errors import CompareError, EvalkitError, TableError
 from evalkit.reports.comparison import compare
 from evalkit.reports.terminal import notes, render
 from evalkit.runs.health import Finding, Thresholds, combine
@@ -312,7 +312,7 @@ def test_what_is_missing_is_counted(tmp_path):
 
 
 def refusal(*arguments, **options):
-    with pytest.raises(CompareError) as error:
+    with pytest.raises(EvalkitError) as error:
         compare(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -402,6 +402,8 @@ def test_an_audit_of_other_items_is_refused(pair, tmp_path):
 def test_what_is_no_run_or_no_audit_is_refused(pair, tmp_path):
     assert "there is no such run" in refusal(tmp_path / "none", pair[0])
     (tmp_path / "half").mkdir()
+    assert "no results of a known format" in refusal(tmp_path / "half", pair[0])
+    (tmp_path / "half" / "run.json").write_text("{}")
     assert "not finished" in refusal(tmp_path / "half", pair[0])
     assert "there is no audit" in refusal(*pair, audit=tmp_path / "none")
     (pair[0] / "run.json").write_text("{")
