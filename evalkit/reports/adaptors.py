@@ -165,7 +165,7 @@ def from_frame(
     renamed = renamed.reset_index(drop=True)
     items = _texts(renamed, "item", where)
     table: dict[str, Any] = {
-        "task": _texts(renamed, "task", where) if "task" in renamed else [Path(where).stem] * len(renamed),
+        "task": _texts(renamed, "task", where) if "task" in renamed else ["table"] * len(renamed),
         "doc_hash": items,
         "score": [
             None if is_missing else _score(value, row, where)

@@ -26,9 +26,24 @@ def is_samples(path: Path) -> bool:
 
 
 def samples_in(folder: Path) -> list[Path]:
-    """Return the files of samples in a folder, or in the folders of models below it."""
-    return sorted(path for pattern in ("", "*/", "*/*/") for path in folder.glob(f"{pattern}samples_*.jsonl")
-                  if is_samples(path))  # fmt: skip
+    """Return the files of samples in a folder, or in the one folder of a model below it.
+
+    Raises
+    ------
+    InputError
+        There are folders of several models.
+    """
+    for pattern in ("", "*/", "*/*/"):
+        found = sorted(path for path in folder.glob(f"{pattern}samples_*.jsonl") if is_samples(path))
+        if len(models := sorted({str(path.parent.relative_to(folder)) for path in found})) > 1:
+            raise InputError(
+                f"the folder holds results of several models: {', '.join(models)}",
+                where=str(folder),
+                do="Give the folder of one",
+            )
+        if found:
+            return found
+    return []
 
 
 def samples_of(path: Path) -> list[Path]:

@@ -107,10 +107,10 @@ def test_unknown_columns_models_and_formats_are_refused(frame, tmp_path):
     with pytest.raises(InputError, match="'points' means nothing"):
         load_run(path, {"points": "score"})
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="no results of a known format.*Give a run directory"):
+    with pytest.raises(InputError, match=r"no results of a known format.*Give a run directory"):
         load_run(tmp_path / "notes.txt")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1x")
-    with pytest.raises(InputError, match="broken.parquet: the table cannot be read"):
+    with pytest.raises(InputError, match=r"broken\.parquet: the table cannot be read"):
         load_run(tmp_path / "broken.parquet")
 
 

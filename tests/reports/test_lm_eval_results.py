@@ -10,8 +10,8 @@ import pytest
 from evalkit.errors import CompareError, InputError
 from evalkit.reports.comparison import compare
 from evalkit.reports.inputs import load_run
-from evalkit.resources import resource_dir
 from evalkit.runs.records import prompt_hash
+from evalkit.tasks import load_tasks
 
 TASK = "gen_calendar"
 
@@ -20,18 +20,17 @@ def evaluate(folder, seed):
     """Let lm-eval run its own dummy model, which answers at random, and write what it writes."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
+    from lm_eval.models.dummy import DummyLM
 
-    manager = TaskManager(include_path=[str(resource_dir("tasks"))], include_defaults=False)
+    task = load_tasks([TASK]).tasks[TASK]
     random.seed(seed)
-    results = lm_eval.simple_evaluate(
-        model="dummy", tasks=[TASK], task_manager=manager, limit=40, log_samples=True, bootstrap_iters=0,
-        random_seed=None,
-    )  # fmt: skip
+    results = lm_eval.evaluate(
+        lm=DummyLM(), task_dict={"tasks": {TASK: task}}, limit=40, log_samples=True, bootstrap_iters=0
+    )
     samples = results.pop("samples")
     hashes = {one["doc_hash"]: prompt_hash(one["arguments"]) for one in samples[TASK]}
     tracker = EvaluationTracker(output_path=str(folder))
-    tracker.general_config_tracker.model_name_sanitized = "dummy"
+    tracker.general_config_tracker.log_experiment_args("dummy", f"model=dummy-{seed}", None, None, False)
     tracker.save_results_aggregated(results=results, samples=samples)
     tracker.save_results_samples(task_name=TASK, samples=samples[TASK])
     return results, hashes
@@ -49,6 +48,7 @@ def test_the_means_are_those_that_lm_eval_reported(written):
         metric, name = run.metrics(TASK)[0]
         items, n_unscored = run.items(TASK, (metric, name))
         assert (len(items), n_unscored) == (40, 0)
+        assert run.name == f"dummy-{'ab'.index(folder.name)}"
         assert items.score.mean() == pytest.approx(results["results"][TASK][f"{metric},{name}"])
 
 
@@ -76,6 +76,11 @@ def test_the_results_file_or_the_samples_file_stand_for_the_folder(written):
     expected = load_run(folder).samples.score.tolist()
     for path in (results, samples):
         assert load_run(path).samples.score.tolist() == expected
+
+
+def test_a_folder_of_several_models_is_refused_naming_them(written):
+    with pytest.raises(InputError, match=r"results of several models: a.dummy-0, b.dummy-1"):
+        load_run(written["a"][0].parent)
 
 
 def write(folder, samples, results=None, date="2026-01-02T03-04-05.678901", task="t"):
@@ -128,5 +133,5 @@ def test_a_broken_line_is_told_with_its_number(tmp_path, line, message):
 def test_results_without_samples_are_refused(tmp_path):
     path = tmp_path / "results_2026-01-02T03-04-05.678901.json"
     path.write_text("{}")
-    with pytest.raises(InputError, match="no samples beside these results.*--log_samples"):
+    with pytest.raises(InputError, match=r"no samples beside these results.*--log_samples"):
         load_run(path)
