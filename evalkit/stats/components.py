@@ -79,6 +79,18 @@ class Component(Result):
         )
         return f"{name}: SD {self.standard_deviation:.4f}{interval}"
 
+    def explain(self) -> str:
+        """Say in two sentences how much the facet matters."""
+        name = " x ".join(self.facets)
+        if self.standard_deviation is None:
+            return f"How much {name} matters is unknown. There is one level of it, or one answer only."
+        seen = f"The standard deviation that is due to {name} is {self.standard_deviation:.4g}"
+        seen += ", as the estimate of its square came out negative" if self.negative else ""
+        if self.low is None:
+            return f"{seen}. There is no interval for it."
+        level = f"{100 * self.confidence_level:.4g}%"
+        return f"{seen}. The data are compatible with {self.low:.4g} to {self.high:.4g} ({level}, {self.method})."
+
 
 @dataclass(frozen=True)
 class Design(Result):
@@ -101,6 +113,14 @@ class Design(Result):
     def __str__(self) -> str:
         levels = ", ".join(f"{count} x {name}" for name, count in self.levels.items())
         return f"{levels}, {self.answers} answers: SE {self.standard_error:.5f}"
+
+    def explain(self) -> str:
+        """Say what this design would buy."""
+        levels = ", ".join(f"{count} {name}s" for name, count in self.levels.items())
+        each = f"{self.answers} answers" if self.answers > 1 else "one answer"
+        return (
+            f"With {levels} and {each} in each cell, the mean would have a standard error of {self.standard_error:.4g}."
+        )
 
 
 @dataclass(frozen=True)

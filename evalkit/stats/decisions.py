@@ -65,6 +65,22 @@ class DecisionRule(Result):
         margin = "no margin" if self.margin is None else f"margin {self.margin:g}"
         return f"{margin}, {100 * self.confidence_level:.4g}% interval, rule {self.digest()[:12]}"
 
+    def explain(self) -> str:
+        """Say in two sentences when which verdict is given."""
+        good, bad = ("above", "below") if self.higher_is_better else ("below", "above")
+        said = (
+            f"B is better where the {100 * self.confidence_level:.4g}% interval of B - A lies {good} zero, and worse"
+            f" where it lies {bad}; else"
+        )
+        if self.margin is None:
+            return f"{said} the verdict is inconclusive. No margin was declared, so nothing can be equivalent."
+        inner = f"{100 * (1 - 2 * (1 - self.confidence_level)):.4g}%"
+        return (
+            f"{said} equivalent where the {inner} interval lies within {self.margin:g} of zero, non-inferior where it"
+            f" rules out only a loss of {self.margin:g}, else inconclusive. The rule's SHA-256 begins"
+            f" {self.digest()[:12]}."
+        )
+
 
 @dataclass(frozen=True)
 class Decision(Result):

@@ -88,6 +88,20 @@ class PairedDesign(Result):
         """How many times larger clusters make the variance: 1 + (m (1 + cv^2) - 1) ICC (Eldridge et al. 2006)."""
         return 1 + (self.cluster_size * (1 + self.cluster_size_cv**2) - 1) * self.intraclass_correlation
 
+    def __str__(self) -> str:
+        clusters = "" if self.cluster_size == 1 else f", clusters of {self.cluster_size:g}, design effect "
+        clusters += f"{self.design_effect:.3g}" if clusters else ""
+        return f"variance of an item's difference {self.item_variance:.4g}{clusters}"
+
+    def explain(self) -> str:
+        """Say in two sentences what the variance is made of."""
+        answers = self.item_variance - self.between
+        return (
+            f"An item's mean difference has a variance of {self.item_variance:.4g}, of which {answers:.4g} are the"
+            f" noise of {self.repeats_a} answers of A and {self.repeats_b} of B. Items of a source,"
+            f" {self.cluster_size:g} on average, make the mean's variance {self.design_effect:.3g} times larger."
+        )
+
     def standard_error(self, n_items: float) -> float:
         """Standard error of the mean difference of so many items."""
         return math.sqrt(self.item_variance * self.design_effect / n_items)
@@ -119,6 +133,13 @@ class SignificanceErrors(Result):
         return (
             f"power {self.power:.3f}; a significant result has the wrong sign in {self.type_s:.2g} of cases and is"
             f" {self.type_m:.2f} times too large on average"
+        )
+
+    def explain(self) -> str:
+        """Say in two sentences what a significant result would be worth."""
+        return (
+            f"The effect comes out significant with probability {self.power:.3g}. Where it does, the estimate is"
+            f" {self.type_m:.3g} times too large on average, and has the wrong sign with probability {self.type_s:.2g}."
         )
 
 

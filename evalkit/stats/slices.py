@@ -52,6 +52,17 @@ class Slice(Result):
     adjusted: float | None
     shrunken: Estimate | None
 
+    def __str__(self) -> str:
+        adjusted = "" if self.adjusted is None else f"; q = {self.adjusted:.4g}"
+        return f"{self.name}: {self.estimate}{adjusted}"
+
+    def explain(self) -> str:
+        """Say what was found on the slice, and what is left of it beside the others."""
+        drawn = self.shrunken
+        if drawn is None:
+            return self.estimate.explain()
+        return f"{self.estimate.explain()} Drawn to all slices, it is {drawn.estimate:.4g}."
+
 
 @dataclass(frozen=True)
 class Slices(Result):
@@ -107,6 +118,22 @@ class Slices(Result):
         return (
             f"{len(self.found)} of {len(self.slices)} slices differ (Benjamini-Hochberg,"
             f" {self.alpha:g}){smallest}{left}{notes}"
+        )
+
+    def explain(self) -> str:
+        """Say in two sentences which slices differ, and how far slices differ from each other."""
+        found = ", ".join(self.found) or "none"
+        left = f"; too small to be estimated: {', '.join(self.left_out)}" if self.left_out else ""
+        said = (
+            f"Of {len(self.slices)} slices these differ from zero: {found} (of which a share of at most {self.alpha:g}"
+            f" is expected to be false){left}."
+        )
+        if self.between_sd is None:
+            return f"{said} They are too few to say how much slices differ from each other."
+        notes = "".join(f"; {warning}" for warning in self.warnings)
+        return (
+            f"{said} True values of slices differ by a standard deviation of {self.between_sd:.4g}, by which each"
+            f" slice's own estimate is drawn to the others{notes}."
         )
 
 

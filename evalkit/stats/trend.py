@@ -13,7 +13,7 @@ from scipy import stats
 
 from evalkit.stats.clusters import cluster_codes, t_interval
 from evalkit.stats.means import finite
-from evalkit.stats.results import Estimate
+from evalkit.stats.results import Estimate, Result
 
 RISING, FALLING, UNRESOLVED = "still rising", "falling", "flat or not resolved"
 
@@ -22,16 +22,31 @@ MIN_CHECKPOINTS: Final = 3
 
 
 @dataclass(frozen=True)
-class RankTrend:
+class RankTrend(Result):
     """Kendall's tau-b of score against step over `n` checkpoints; None where all scores are equal or `n` is 1."""
 
     tau: float | None
     p_value: float | None
     n: int
 
+    def __str__(self) -> str:
+        if self.tau is None or self.p_value is None:
+            return f"no order in the scores of {self.n} checkpoints"
+        return f"Kendall's tau-b {self.tau:+.3f}, p = {self.p_value:.4g} ({self.n} checkpoints)"
+
+    def explain(self) -> str:
+        """Say in two sentences how the scores follow the steps."""
+        if self.tau is None or self.p_value is None:
+            return f"The {self.n} scores are all equal, or one. Nothing can be said of a trend."
+        return (
+            f"Over {self.n} checkpoints, score and step are ordered alike by Kendall's tau-b of {self.tau:.3g}: 1 is"
+            f" always rising, -1 always falling. If every order were equally likely, one at least as far from 0 would"
+            f" come up with probability {self.p_value:.3g}."
+        )
+
 
 @dataclass(frozen=True)
-class LateChange:
+class LateChange(Result):
     """The fitted change of the mean score from `first_step` to `last_step`, the last half of the checkpoints."""
 
     change: Estimate
@@ -39,6 +54,14 @@ class LateChange:
     last_step: int
     n_checkpoints: int
     verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict} from step {self.first_step} to {self.last_step}: {self.change}"
+
+    def explain(self) -> str:
+        """Say where the change was looked for, and what was found."""
+        where = f"the last {self.n_checkpoints} checkpoints, step {self.first_step} to {self.last_step}"
+        return f"Verdict on {where}: {self.verdict}. {self.change.explain()}"
 
 
 def rank_trend(steps: Sequence[int], scores: npt.ArrayLike) -> RankTrend:
