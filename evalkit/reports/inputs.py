@@ -46,6 +46,14 @@ class Run:
     def _by_task(self) -> dict[str, pd.DataFrame]:
         return {str(task): rows for task, rows in self.samples.groupby("task", sort=False)}
 
+    @cached_property
+    def _present(self) -> dict[str, list[tuple[str, str]]]:
+        return _pairs_by_task(self.samples)
+
+    @cached_property
+    def _scored(self) -> dict[str, list[tuple[str, str]]]:
+        return _pairs_by_task(self.samples[_has_score(self.samples)])
+
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in the order of the table."""
@@ -59,10 +67,9 @@ class Run:
         CompareError
             The run has no such metric for the task.
         """
-        pairs = self._by_task[task][["metric", "filter"]].drop_duplicates()
         listed = [(one.get("metric"), one.get("filter")) for one in self._listed(task)]
         present = sorted(
-            zip(pairs.metric, pairs["filter"], strict=True),
+            self._present.get(task, ()),
             key=lambda one: listed.index(one) if one in listed else len(listed),
         )
         if metric is None:
@@ -78,9 +85,7 @@ class Run:
 
     def scored(self, task: str) -> set[tuple[str, str]]:
         """Return the (metric, filter) pairs of a task of which at least one answer has a score."""
-        rows = self._by_task[task]
-        rows = rows[_has_score(rows)]
-        return set(zip(rows.metric, rows["filter"], strict=True))
+        return set(self._scored.get(task, ()))
 
     def primary(self, task: str, metric: str | None) -> tuple[str, str]:
         """Return the metric and filter to follow: the one asked for, else the task's first that has scores.
@@ -206,6 +211,15 @@ def _has_score(rows: pd.DataFrame) -> pd.Series[bool]:
     return rows.score.notna() & rows.error.isna()
 
 
+def _pairs_by_task(rows: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """The (metric, filter) pairs of each task, in the order of the table."""
+    distinct = rows[["task", "metric", "filter"]].drop_duplicates()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for task, metric, name in distinct.itertuples(index=False):
+        found.setdefault(str(task), []).append((metric, name))
+    return found
+
+
 def item_means(answers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per item that has an answer that counts, from rows as `Run.answers` returns them.
 
@@ -213,12 +227,17 @@ def item_means(answers: pd.DataFrame) -> pd.DataFrame:
     `cluster`, and the first `response` and `target`, of the answers that count; and the sorted distinct `prompts` of
     all answers, because a failed request was asked the same.
     """
-    items = answers[answers.counts].groupby("doc_hash", sort=False).agg(
-        score=("score", "mean"),
-        cluster=("cluster", "first"),
-        response=("response", "first"),
-        target=("target", "first"),
-    )  # fmt: skip
+    import pandas as pd
+
+    rows = answers[answers.counts]
+    code, documents = pd.factorize(rows.doc_hash.to_numpy(object))
+    scores = np.bincount(code, weights=rows.score.to_numpy(float), minlength=len(documents))
+    columns: dict[str, Any] = {"score": scores / np.bincount(code, minlength=len(documents))}
+    for name in ("cluster", "response", "target"):
+        values, known = rows[name].to_numpy(object), np.flatnonzero(rows[name].notna())
+        columns[name] = np.full(len(documents), None, dtype=object)
+        columns[name][code[known[::-1]]] = values[known[::-1]]  # the first is written last
+    items = pd.DataFrame(columns, index=pd.Index(documents, name="doc_hash"))
     pairs = answers[["doc_hash", "prompt_hash"]].dropna().drop_duplicates().sort_values("prompt_hash")
     prompts: dict[str, list[str]] = {}
     for doc_hash, prompt in zip(pairs.doc_hash, pairs.prompt_hash, strict=True):
