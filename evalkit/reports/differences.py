@@ -427,7 +427,7 @@ def _negative(difference: Estimate) -> Estimate:
 
 def _noise(joined: Joined, confidence_level: float) -> Noise | None:
     """What other seeds and answers would change, from the items that have all of both."""
-    a, b = joined.grids()
+    a, b = joined.grids
     if max(a.shape[1:] + b.shape[1:]) == 1:
         return None
     whole = np.asarray(~(np.isnan(a).any(axis=(1, 2)) | np.isnan(b).any(axis=(1, 2))))
@@ -482,7 +482,7 @@ def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidenc
         return None
     tables, clusters, n_answers = [], [], 0
     for task, one in joined.items():
-        a, b = one.grids()
+        a, b = one.grids
         if not one.share_draws or a.shape[1] != b.shape[1]:
             return None
         difference = (np.nanmean(b, axis=2) - np.nanmean(a, axis=2)) * (-1.0 if task in turned else 1.0)

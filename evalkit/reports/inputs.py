@@ -44,7 +44,12 @@ class Run:
 
     @cached_property
     def _by_task(self) -> dict[str, pd.DataFrame]:
-        return {str(task): rows for task, rows in self.samples.groupby("task", sort=False)}
+        samples = self.samples
+        ordered = samples.assign(
+            counts=_has_score(samples),
+            draw=samples.seed.astype("Int64").astype(str) + "/" + samples["repeat"].astype(str),
+        ).sort_values(["seed", "repeat", "doc_id"], kind="stable")
+        return {str(task): rows for task, rows in ordered.groupby("task", sort=False)}
 
     @cached_property
     def _present(self) -> dict[str, list[tuple[str, str]]]:
@@ -57,7 +62,7 @@ class Run:
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in the order of the table."""
-        return list(self._by_task)
+        return list(self._present)
 
     def metrics(self, task: str, metric: str | None = None) -> list[tuple[str, str]]:
         """Return the (metric, filter) pairs of a task, in the record's order; only those that `metric` means, if given.
@@ -121,15 +126,13 @@ class Run:
         """
         rows = self._by_task[task]
         rows = rows[(rows.metric == metric[0]) & (rows["filter"] == metric[1])]
-        counts = _has_score(rows)
-        if len(infinite := rows[counts & np.isinf(rows.score)]):
+        if len(infinite := rows[rows.counts & np.isinf(rows.score)]):
             raise CompareError(
                 f"the score of item {infinite.doc_hash.iloc[0]} is {infinite.score.iloc[0]} ({metric[0]},{metric[1]})",
                 where=f"{self.directory}, task {task}",
                 do="Mend the metric, or choose another --metric",
             )
-        draw = rows.seed.astype("Int64").astype(str) + "/" + rows["repeat"].astype(str)
-        return rows.assign(counts=counts, draw=draw).sort_values(["seed", "repeat", "doc_id"], kind="stable")
+        return rows
 
     def items(self, task: str, metric: tuple[str, str]) -> tuple[pd.DataFrame, int]:
         """Return one row per item, as `item_means` does, and the number of answers without a score.

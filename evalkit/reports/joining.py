@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -47,6 +48,7 @@ class Joined:
         """The source of each pair; an item without one stands for itself. None when all do."""
         return clusters_of(self.pairs, "cluster_a")
 
+    @cached_property
     def grids(self) -> tuple[Floats, Floats]:
         """Both runs' scores of all pairs, each of shape (items, seeds, answers); NaN where there is none."""
         a, b = (_grid(answers, self.pairs.index) for answers in (self.answers_a, self.answers_b))

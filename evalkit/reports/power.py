@@ -271,7 +271,7 @@ def pilot_designs(run_a: Path, run_b: Path, metric: str | None = None) -> list[t
         if isinstance(joined, str):
             why.append(f"{task}: {joined}")
             continue
-        scores = [one.reshape(len(one), -1) for one in joined.grids()]
+        scores = [one.reshape(len(one), -1) for one in joined.grids]
         whole = ~(np.isnan(scores[0]).any(axis=1) | np.isnan(scores[1]).any(axis=1))
         cluster = joined.clusters()
         kept = None if cluster is None else [cluster[place] for place in np.flatnonzero(whole)]
