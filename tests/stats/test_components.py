@@ -19,6 +19,7 @@ from evalkit.stats.components import (
     CrossedScores,
     crossed,
     crossed_difference,
+    crossed_tasks,
     neighbour_noise,
     sd_interval,
 )
@@ -230,3 +231,43 @@ def test_what_is_not_crossed_is_refused():
     with pytest.raises(SpecError, match="no facets prompt"):
         crossed([[1.0, 2.0], [2.0, 5.0]]).interval("prompt")
     assert crossed(np.ones((3, 3))).interval("item").low is None
+
+
+def planted_tasks(rng, n_tasks, n_items, n_seeds, seed_sd):
+    """Differences without a true one, moved by seeds that all tasks share."""
+    seed = seed_sd * rng.normal(size=n_seeds)
+    return [
+        0.1 * rng.normal(size=(n_items, 1)) + seed + 0.1 * rng.normal(size=(n_items, n_seeds)) for _ in range(n_tasks)
+    ]
+
+
+def test_of_one_task_the_tasks_intervals_are_those_of_crossed():
+    rng = np.random.default_rng(0)
+    for n_seeds in (2, 3, 5):
+        [table] = planted_tasks(rng, 1, 40, n_seeds, 0.05)
+        cluster = np.arange(40) // 3
+        expected = crossed(table, cluster=cluster).intervals
+        found = crossed_tasks([table], clusters=[cluster.tolist()])
+        for new, one in found.items():
+            assert (one.low, one.high, one.df) == pytest.approx(
+                (expected[new].low, expected[new].high, expected[new].df)
+            )
+
+
+@pytest.mark.parametrize(("n_seeds", "seed_sd"), [(3, 0.01), (3, 0.05), (5, 0.01), (5, 0.05)])
+def test_of_several_tasks_with_common_seeds_the_interval_for_both_covers_and_that_for_items_does_not(n_seeds, seed_sd):
+    rng = np.random.default_rng(n_seeds)
+    found = [crossed_tasks(planted_tasks(rng, 4, 30, n_seeds, seed_sd)) for _ in range(600)]
+    covered = {new: np.mean([one[new].low <= 0 <= one[new].high for one in found]) for new in found[0]}
+    assert covered["item + seed"] > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 600)
+    if seed_sd > 0.01:
+        assert covered["item"] < 0.7
+
+
+def test_one_seed_of_several_tasks_leaves_its_variance_unknown():
+    found = crossed_tasks(planted_tasks(np.random.default_rng(1), 3, 30, 1, 0.05))
+    assert found["item"].low is not None
+    assert found["seed"].low is None
+    assert found["item + seed"].low is None
+    with pytest.raises(InputError, match="the same seeds"):
+        crossed_tasks([np.zeros((5, 2)), np.zeros((5, 3))])
