@@ -235,6 +235,10 @@ def run(
     journal: Annotated[
         Path | None, typer.Option(help="File of all answers, to share between runs; default: in the run directory.")
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Smallest difference that matters (0.01: one point), declared before the scores are seen."),
+    ] = None,
     health: Annotated[
         str | None,
         typer.Option(help="Shares of bad answers that make a run suspect, e.g. truncated=0.2,empty=0.05."),
@@ -293,6 +297,7 @@ def run(
         "timeout": timeout,
         "scoring": scoring,
         "journal": journal,
+        "margin": margin,
         "health": health,
         "trust_remote_code": trust_remote_code,
         "confirm_unsafe_code": confirm_unsafe_code,
@@ -1047,24 +1052,64 @@ def _item_texts(benchmarks: list[Benchmark]) -> list[ItemText]:
     return found
 
 
-@app.command(epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3")
+RunA = Annotated[
+    Path,
+    typer.Argument(metavar="A", help="The baseline: a run directory, lm-eval's or inspect's results, or a table."),
+]
+RunB = Annotated[Path, typer.Argument(metavar="B", help="The challenger, likewise.")]
+AuditOption = Annotated[
+    Path | None, typer.Option(help="Directory of audit or dedup --against: compare also on the clean items.")
+]
+RuleOption = Annotated[str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")]
+MetricOption = Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")]
+LevelOption = Annotated[float, typer.Option(help="Level of the intervals.")]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(help="Smallest difference that matters (0.01: one point); default: the one in the runs' specs."),
+]
+SlicesOption = Annotated[str | None, typer.Option(help="Also compare by the values of this column of the documents.")]
+ClusterOption = Annotated[
+    str | None, typer.Option(help="Items with the same value of this column of the documents share a source.")
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option(help="Names of a table's columns: item=question_id,score=correct, also task, seed, ...")
+]
+SequentialOption = Annotated[
+    bool, typer.Option("--sequential", help="Also look item by item: stopping as soon as it is clear is allowed for.")
+]
+UnpairedOption = Annotated[
+    bool, typer.Option("--unpaired", help="Take the items as different ones, also where both answered the same.")
+]
+PromptsOption = Annotated[
+    bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
+]
+
+
+@app.command(
+    epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3  By subject, with a margin of half "
+    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.005  Of others' results: evalkit compare "
+    "results/llama logs/2026-01_gsm8k.eval"
+)
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
-    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
-    audit: Annotated[
-        Path | None, typer.Option(help="Directory of audit or dedup --against: compare also on the clean items.")
-    ] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
-    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    allow_different_prompts: Annotated[
-        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
-    ] = False,
+    run_a: RunA,
+    run_b: RunB,
+    audit: AuditOption = None,
+    rule: RuleOption = None,
+    metric: MetricOption = None,
+    confidence_level: LevelOption = 0.95,
+    margin: MarginOption = None,
+    slices: SlicesOption = None,
+    cluster: ClusterOption = None,
+    columns: ColumnsOption = None,
+    sequential: SequentialOption = False,
+    unpaired: UnpairedOption = False,
+    allow_different_prompts: PromptsOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether B is better than A on the items that both answered."""
+    """Say whether B is better than A on the items that both answered.
+
+    The verdict is one of: better, worse, equivalent within the margin, non-inferior, inconclusive.
+    """
     from evalkit.reports.comparison import compare as join
     from evalkit.reports.contamination import score_splits
     from evalkit.reports.terminal import render
@@ -1076,6 +1121,12 @@ def compare(
         rule=rule,
         metric=metric,
         confidence_level=confidence_level,
+        margin=margin,
+        slices=slices,
+        cluster=cluster,
+        columns=_columns(columns),
+        sequential=sequential,
+        unpaired=unpaired,
         allow_different_prompts=allow_different_prompts,
     )
     splits = audit and score_splits(
@@ -1096,20 +1147,19 @@ def compare(
 
 @app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 -o report.html")
 def report(
-    run_a: Annotated[Path, typer.Argument(metavar="A", help="Run directory of the baseline.")],
-    run_b: Annotated[Path, typer.Argument(metavar="B", help="Run directory of the challenger.")],
+    run_a: RunA,
+    run_b: RunB,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")] = Path("report.html"),
-    audit: Annotated[
-        Path | None, typer.Option(help="Directory of audit or dedup --against: compare also on the clean items.")
-    ] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")] = None,
-    confidence_level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    allow_different_prompts: Annotated[
-        bool, typer.Option("--allow-different-prompts", help="Compare although the prompts differ (it is stated).")
-    ] = False,
+    audit: AuditOption = None,
+    rule: RuleOption = None,
+    metric: MetricOption = None,
+    confidence_level: LevelOption = 0.95,
+    margin: MarginOption = None,
+    slices: SlicesOption = None,
+    cluster: ClusterOption = None,
+    columns: ColumnsOption = None,
+    sequential: SequentialOption = False,
+    allow_different_prompts: PromptsOption = False,
 ) -> None:
     """Write the comparison of two runs as one self-contained HTML page."""
     from evalkit.reports.comparison import compare as join
@@ -1122,10 +1172,98 @@ def report(
         rule=rule,
         metric=metric,
         confidence_level=confidence_level,
+        margin=margin,
+        slices=slices,
+        cluster=cluster,
+        columns=_columns(columns),
+        sequential=sequential,
         allow_different_prompts=allow_different_prompts,
     )
     write_report(comparison, out)
     typer.echo(out.resolve().as_uri())
+
+
+@app.command(
+    epilog="Examples: 3 points, item differences of variance 1/9: evalkit power --effect 0.03 --variance 0.1111  Right "
+    "or wrong, 12% of items differ, 1,000 items: evalkit power --effect 0.02 --discordant 0.12 --items 1000  From a "
+    "pilot: evalkit power --effect 0.02 --pilot runs/base runs/new --figure power.svg"
+)
+def power(
+    effect: Annotated[float, typer.Option(help="The true difference to be found (0.01: one point).")],
+    discordant: Annotated[
+        float | None, typer.Option(help="Share of items that only one of the models gets right.")
+    ] = None,
+    score: Annotated[
+        float | None, typer.Option(help="Instead, with --correlation: A's share of right answers.")
+    ] = None,
+    correlation: Annotated[float | None, typer.Option(help="... the correlation of both models' over items.")] = None,
+    variance: Annotated[float | None, typer.Option(help="Instead: variance over items of the true difference.")] = None,
+    pilot: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Instead: two runs of a few items to estimate from.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Of the pilot: metric, or metric,filter.")] = None,
+    within_a: Annotated[float, typer.Option(help="Variance of one answer of A to the same item, on average.")] = 0.0,
+    within_b: Annotated[float, typer.Option(help="The same of B.")] = 0.0,
+    repeats_a: Annotated[int, typer.Option(min=1, help="Answers of A to each item.")] = 1,
+    repeats_b: Annotated[int, typer.Option(min=1, help="Answers of B to each item.")] = 1,
+    cluster_size: Annotated[float, typer.Option(help="Items that share a source, on average.")] = 1.0,
+    cluster_cv: Annotated[float, typer.Option(help="Standard deviation of these sizes by their mean.")] = 0.0,
+    icc: Annotated[float, typer.Option(help="Intraclass correlation of the differences within a source.")] = 0.0,
+    items: Annotated[str | None, typer.Option(help="Numbers of items to ask about, comma-separated.")] = None,
+    target_power: Annotated[float, typer.Option("--power", help="Chance of finding the effect.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Size of the two-sided test.")] = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="Also say how many items show equivalence within this margin.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw power over items: .svg or .png.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how many items a comparison needs, what a number of items can find, and how a significant result misleads.
+
+    Type M: how many times too large significant differences are on average. Type S: how often they have the wrong sign.
+    The pilot's own difference is not used: power for it would only repeat its p value.
+    """
+    from evalkit.errors import SpecError
+    from evalkit.reports.power import answer, design_of, pilot_designs, render_power, write_power_figure
+
+    try:
+        numbers = [int(part) for part in (items or "").split(",") if part.strip()]
+    except ValueError:
+        raise SpecError(f"'{items}' are no numbers of items", where="--items", do="Give such as 500,1000") from None
+    asked: dict[str, Any] = {
+        "discordant": discordant, "score": score, "correlation": correlation, "variance": variance,
+        "within_a": within_a, "within_b": within_b, "repeats_a": repeats_a, "repeats_b": repeats_b,
+        "cluster_size": cluster_size, "cluster_cv": cluster_cv, "icc": icc,
+    }  # fmt: skip
+    options: dict[str, Any] = {"items": numbers, "power": target_power, "alpha": alpha, "margin": margin}
+    if pilot is None:
+        design, share = design_of(effect, **asked)
+        answers = [answer(effect, design, discordant=share, **options)]
+    elif any(value is not None for value in (discordant, score, correlation, variance)):
+        raise SpecError("the pilot says how much items vary", where="--pilot", do="Leave out the other")
+    else:
+        answers = [
+            answer(effect, design, name=task, warnings=warnings, **options)
+            for task, design, warnings in pilot_designs(*pilot, metric)
+        ]
+    if figure:
+        write_power_figure(answers, figure)
+    if as_json:
+        _print_json([one.to_dict() for one in answers])
+    else:
+        render_power(answers, _console())
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    """Read item=question_id,score=correct."""
+    from evalkit.errors import SpecError
+
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and theirs.strip() for name, _, theirs in pairs):
+        raise SpecError(f"'{text}' names no columns", where="--columns", do="Give item=question_id,score=correct")
+    return {name.strip(): theirs.strip() for name, _, theirs in pairs}
 
 
 @app.command(epilog="Example: evalkit diff runs/monday runs/tuesday")

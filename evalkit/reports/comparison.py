@@ -3,97 +3,50 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import numpy as np
-import numpy.typing as npt
-
-from evalkit.errors import CompareError
-from evalkit.reports.inputs import Audit, Run, item_means, load_audit, load_run
+from evalkit.errors import CompareError, SpecError
+from evalkit.files import to_json
+from evalkit.reports.differences import (
+    BOTH,
+    SUBSETS,
+    Noise,
+    SubsetResult,
+    TaskComparison,
+    adjusted,
+    compare_apart,
+    compare_task,
+    overall,
+    overall_noise,
+    share_items,
+    turned_tasks,
+)
+from evalkit.reports.inputs import Audit, Run, load_audit, load_run
+from evalkit.reports.joining import (
+    Apart,
+    Joined,
+    apart,
+    clusters_of,
+    join,
+    prompt_difference,
+    template_difference,
+    warnings_of_scores,
+)
 from evalkit.runs.health import sentences
-from evalkit.stats.aggregate import macro_difference, macro_test
-from evalkit.stats.paired import mcnemar, paired_difference
-from evalkit.stats.results import Estimate, TestResult
+from evalkit.stats.decisions import DecisionRule
+from evalkit.stats.results import Estimate
+from evalkit.stats.slices import Slices, slice_means
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Subset = Literal["all", "clean", "flagged"]
-SUBSETS: Final[tuple[Subset, ...]] = ("all", "clean", "flagged")
 OVERALL: Final = "overall"
 
-BETTER, WORSE, UNRESOLVED = "better", "worse", "not resolved"
-
-_EXPLAINING: Final = (
-    "num_fewshot",
-    "chat_template",
-    "system_instruction",
-    "seeds",
-    "gen_kwargs",
-    "task_seed",
-    "repeats",
-    "tasks_dir",
-)
-
-
-@dataclass(frozen=True)
-class SubsetResult:
-    """One task, or all of them together, on one subset of the items.
-
-    Attributes
-    ----------
-    subset
-        all, clean or flagged.
-    n_items
-        Items that both runs answered.
-    score_a, score_b
-        Mean scores; None for several tasks of which some are better when higher and some when lower.
-    difference
-        B minus A; for such tasks together, those better when lower count with the opposite sign.
-    test
-        Of one task McNemar's, for scores of 0 and 1, and None for others; of several, of the mean of their differences.
-    verdict
-        What the interval says of B: better, worse or not resolved.
-    """
-
-    subset: Subset
-    n_items: int
-    score_a: float | None
-    score_b: float | None
-    difference: Estimate
-    test: TestResult | None
-    verdict: str
-
-
-@dataclass(frozen=True)
-class TaskComparison:
-    """One task on all subsets that have items, and what was left out.
-
-    Attributes
-    ----------
-    n_only_a, n_only_b
-        Items of which only this run has a score.
-    n_unscored
-        Answers of both runs without a score.
-    n_unpaired
-        Answers with a score, of items that both runs scored, whose seed and repeat the other run has not scored.
-    n_not_audited
-        Compared items that the audit lacks.
-    """
-
-    task: str
-    metric: str
-    filter: str
-    higher_is_better: bool
-    subsets: Mapping[str, SubsetResult]
-    n_only_a: int
-    n_only_b: int
-    n_unscored: int
-    n_unpaired: int
-    n_not_audited: int
+BETTER, WORSE = "better", "worse"
 
 
 @dataclass(frozen=True)
@@ -123,13 +76,19 @@ class Comparison:
     overall
         The tasks together, each with the same weight, by subset.
     rule
-        The rule that says which items are clean; None without an audit.
+        The rule of the audit that says which items are clean; None without an audit.
     items
         Every item that both answered.
     record_a, record_b
         The runs' records.
     warnings
         What to know before believing it.
+    decision_rule
+        How verdicts are reached.
+    noise
+        What other seeds would change of the mean over several tasks; of one task, that task's.
+    slices, slices_by
+        The differences by a column of the documents, and its name, if they were asked for.
     """
 
     name_a: str
@@ -141,6 +100,10 @@ class Comparison:
     record_a: Mapping[str, Any]
     record_b: Mapping[str, Any]
     warnings: tuple[str, ...]
+    decision_rule: DecisionRule
+    noise: Noise | None = None
+    slices: Slices | None = None
+    slices_by: str | None = None
 
     def headline(self) -> str:
         """Say in plain sentences what came out, on all items and on the clean ones."""
@@ -150,9 +113,29 @@ class Comparison:
             # With fewer tasks it is another mean, so its verdict may differ for that alone.
             if clean.verdict != self.overall["all"].verdict and not self.tasks_without("clean"):
                 said.append("The verdict changes when the flagged items are left out.")
+        if told := _of_these_seeds(self):
+            said.append(told)
         return " ".join(said)
 
-    def tasks_without(self, subset: Subset) -> list[str]:
+    def explain(self) -> str:
+        """Say what the intervals of all items, of the clean ones and of other seeds mean."""
+        return "\n".join(text for _, text in self.explanations())
+
+    def explanations(self) -> list[tuple[str, str]]:
+        """Return (what it is about, sentences) for each result beside the table."""
+        shown = [subset for subset in SUBSETS[:2] if subset in self.overall]
+        found = [(f"{subset} items", self.overall[subset].explain()) for subset in shown]
+        if self.noise is not None and any(one.low is not None for one in self.noise.intervals.values()):
+            found.append(("other seeds", self.noise.explain()))
+        looked = [one for one in self.tasks if one.sequential is not None]
+        for one in looked:
+            told = one.sequential.explain() if one.sequential and len(looked) == 1 else str(one.sequential)
+            found.append((f"{one.task}, item by item", told))
+        if self.slices is not None:
+            found.append((f"by {self.slices_by}", self.slices.explain()))
+        return found
+
+    def tasks_without(self, subset: str) -> list[str]:
         """Names of the tasks that have no item of a subset."""
         return [task.task for task in self.tasks if subset not in task.subsets]
 
@@ -185,10 +168,56 @@ class Comparison:
             "verdict": {name: result.verdict for name, result in self.overall.items()},
             "suspect": self.suspects(),
             "rule": self.rule,
-            "overall": {name: asdict(result) for name, result in self.overall.items()},
-            "tasks": [asdict(task) for task in self.tasks],
+            "decision_rule": {**self.decision_rule.to_dict(), "sha256": self.decision_rule.digest()},
+            "overall": {name: result.to_dict() for name, result in self.overall.items()},
+            "tasks": [task.to_dict() for task in self.tasks],
+            "noise": self.noise and self.noise.to_dict(),
+            "slices": self.slices and self.slices.to_dict(),
+            "slices_by": self.slices_by,
             "warnings": list(self.warnings),
+            "records": {"a": dict(self.record_a), "b": dict(self.record_b)},
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`, also after JSON; the items are not in it.
+
+        Raises
+        ------
+        CompareError
+            The decision rule is not the one whose hash stands beside it.
+        """
+        rule = {name: value for name, value in values["decision_rule"].items() if name != "sha256"}
+        decision_rule = DecisionRule.from_dict(rule)
+        if values["decision_rule"].get("sha256") != decision_rule.digest():
+            raise CompareError(
+                "the decision rule is not the one that was hashed", where="decision_rule", do="Compare the runs again"
+            )
+        noise, slices = values.get("noise"), values.get("slices")
+        return cls(
+            name_a=values["a"],
+            name_b=values["b"],
+            tasks=tuple(map(TaskComparison.from_dict, values["tasks"])),
+            overall={name: SubsetResult.from_dict(result) for name, result in values["overall"].items()},
+            rule=values["rule"],
+            items=(),
+            record_a=values["records"]["a"],
+            record_b=values["records"]["b"],
+            warnings=tuple(values["warnings"]),
+            decision_rule=decision_rule,
+            noise=noise and Noise.from_dict(noise),
+            slices=slices and Slices.from_dict(slices),
+            slices_by=values.get("slices_by"),
+        )
+
+    def to_json(self) -> str:
+        """Return JSON, without the items."""
+        return to_json(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Undo `to_json`."""
+        return cls.from_dict(json.loads(text))
 
     def __str__(self) -> str:
         return self.headline()
@@ -199,14 +228,20 @@ class Comparison:
 
 
 def compare(
-    run_a: Path,
-    run_b: Path,
+    run_a: Path | Run,
+    run_b: Path | Run,
     *,
     audit: Path | None = None,
     rule: str | None = None,
     metric: str | None = None,
     confidence_level: float = 0.95,
+    margin: float | None = None,
+    slices: str | None = None,
+    cluster: str | None = None,
+    sequential: bool = False,
+    unpaired: bool = False,
     allow_different_prompts: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare two runs on the items that both answered.
 
@@ -217,70 +252,191 @@ def compare(
     Parameters
     ----------
     run_a, run_b
-        Run directories; A is the baseline.
+        Run directories, or what `load_run` reads or returns; A is the baseline.
     audit, rule
         Audit directory, and which of its rules says what is clean (default: its first).
     metric
         "metric" or "metric,filter"; default: the first of each task that has scores in both runs.
     confidence_level
-        Of the intervals.
+        Of the intervals; those that decide on single tasks among several are wider.
+    margin
+        The smallest difference that matters, in the unit of the scores; None: the one in the runs' specs, if any.
+    slices
+        A column of the documents: also compare by its values.
+    cluster
+        A column of the documents: items with the same value share a source. Default: what the runs say.
+    sequential
+        Also compare item by item, with leave to have stopped at any.
+    unpaired
+        Take the runs as ones over different items, whatever they answered.
     allow_different_prompts
         Compare although the prompts differ; it is stated in the warnings.
+    columns
+        Of tables: the names that they have for item, score and the others (`adaptors.from_frame`).
 
     Raises
     ------
     CompareError
         A directory is no run or no audit, the runs share no task or item, lack the metric, had different prompts, or
         have no scores to compare.
+    SpecError
+        Options do not go together.
     TableError
         A table is missing or faulty.
     """
-    if not 0 < confidence_level < 1:
-        raise CompareError(f"{confidence_level} is no level", where="--confidence-level", do="Give one between 0 and 1")
-    a, b = load_run(run_a), load_run(run_b)
+    if not 0.5 < confidence_level < 1:
+        raise CompareError(
+            f"{confidence_level} is no level", where="--confidence-level", do="Give one between 0.5 and 1"
+        )
+    if unpaired and (audit or slices or sequential or cluster):
+        raise SpecError(
+            "an audit, slices, --cluster and looking early need items that both answered",
+            where="--unpaired",
+            do="Leave it out",
+        )
+    a, b = load_run(run_a, columns), load_run(run_b, columns)
     common = [task for task in a.tasks if task in b.tasks]
     if not common:
         raise CompareError(
             f"the runs share no task: A has {', '.join(a.tasks)}; B has {', '.join(b.tasks)}",
-            where=f"{run_a}, {run_b}",
+            where=f"{a.directory}, {b.directory}",
             do="Evaluate both on the same tasks",
         )
     labels = load_audit(audit, rule) if audit else None
     warnings = _warnings_of_runs(a, b)
-    tasks: list[TaskComparison] = []
-    items: list[ItemPair] = []
+    decision_rule, of_margin = _decision_rule(a, b, margin, confidence_level)
+    sources = a.document_column(cluster, common) if cluster else {}
+    found: dict[str, Joined | Apart] = {}
     skipped = []
     for task in common:
-        joined = _join(a, b, task, metric)
-        if isinstance(joined, str):
-            skipped.append(f"{task}: not compared: {joined}")
+        one = apart(a, b, task, metric) if unpaired else join(a, b, task, metric)
+        if isinstance(one, str):
+            skipped.append(f"{task}: not compared: {one}")
             continue
-        if problem := _prompt_difference(a, b, task, joined.pairs):
-            if not allow_different_prompts:
-                raise CompareError(problem, where=f"task {task}", do="Run both alike, or --allow-different-prompts")
-            warnings.append(f"{task}: {problem}")
-        pairs = joined.pairs.assign(status=_status(joined.pairs, labels))
-        warnings.extend(f"{task}: {warning}" for warning in _warnings_of_scores(joined))
-        tasks.append(_compare_task(a, task, joined, pairs, confidence_level))
-        items.extend(_item_pairs(task, pairs))
-    if not tasks:
+        if isinstance(one, Joined):
+            if task in sources:
+                one = _clustered(one, sources[task])
+            if problem := prompt_difference(a, b, task, one.pairs):
+                if not allow_different_prompts:
+                    raise CompareError(problem, where=f"task {task}", do="Run both alike, or --allow-different-prompts")
+                warnings.append(f"{task}: {problem}")
+            one = replace(one, pairs=one.pairs.assign(status=_status(one.pairs, labels)))
+            warnings.extend(f"{task}: {warning}" for warning in warnings_of_scores(one))
+        found[task] = one
+    if not found:
         raise CompareError(
             f"none of the common tasks can be compared ({'; '.join(skipped)})",
-            where=f"{run_a}, {run_b}",
+            where=f"{a.directory}, {b.directory}",
             do="Choose tasks with a score per item, or run again what failed",
         )
+    joined = {task: one for task, one in found.items() if isinstance(one, Joined)}
+    items = [item for task, one in joined.items() for item in _item_pairs(task, one.pairs)]
     if labels is not None:
         warnings.extend(_check_audit(labels, items, common, audit))
+    pairs = {task: one.pairs for task, one in joined.items()}
+    compared = adjusted(
+        [
+            compare_task(a, task, one, decision_rule, len(found), sequential=sequential)
+            if isinstance(one, Joined)
+            else compare_apart(a, task, one, decision_rule, len(found))
+            for task, one in found.items()
+        ],
+        pairs,
+        confidence_level,
+    )
+    turned = turned_tasks(compared)
+    noise = compared[0].noise if len(compared) == 1 else overall_noise(joined, turned, confidence_level)
+    more = [
+        *of_margin,
+        *_warnings_of_overall(compared),
+        *_warnings_of_family(compared, sequential=sequential, share_items=share_items(pairs)),
+    ]
     return Comparison(
         name_a=a.name,
         name_b=b.name if b.name != a.name else f"{b.name} (B)",
-        tasks=tuple(tasks),
-        overall=_overall(tasks),
+        tasks=compared,
+        overall=overall(compared, pairs, decision_rule),
         rule=labels.rule if labels else None,
         items=tuple(items),
         record_a=a.record,
         record_b=b.record,
-        warnings=tuple(dict.fromkeys([*warnings, *skipped, *_warnings_of_overall(tasks)])),
+        warnings=tuple(dict.fromkeys([*warnings, *skipped, *more])),
+        decision_rule=decision_rule,
+        noise=noise,
+        slices=_slices(a, pairs, turned, slices, confidence_level) if slices else None,
+        slices_by=slices,
+    )
+
+
+def _clustered(joined: Joined, source_of: Mapping[str, Any]) -> Joined:
+    """Take items with the same value of a column as a cluster; those without one stand for themselves."""
+    sources: list[Any] = [source_of.get(str(document)) for document in joined.pairs.index]
+    named: list[Any] = [None if one is None else str(one) for one in sources]
+    return replace(joined, pairs=joined.pairs.assign(cluster_a=named))
+
+
+def _decision_rule(a: Run, b: Run, margin: float | None, confidence_level: float) -> tuple[DecisionRule, list[str]]:
+    """The rule of the verdicts, and a warning where its margin was not declared before the scores were seen."""
+    declared = [run.record.get("spec", {}).get("margin") for run in (a, b)]
+    known = sorted({one for one in declared if isinstance(one, int | float)})
+    if margin is None and len(known) > 1:
+        raise CompareError(
+            f"A's spec declares a margin of {declared[0]:g}, and B's {declared[1]:g}",
+            where="margin",
+            do="Give one as --margin; it will be said that it was chosen now",
+        )
+    rule = DecisionRule(known[0] if margin is None and known else margin, confidence_level)
+    if margin is None or (known == [margin] and None not in declared):
+        return rule, []
+    return rule, [
+        f"the margin of {points(margin)[1:]} points was given with this comparison and does not stand in both runs' "
+        f"specs: it means something only if it was chosen before the scores were seen (evalkit run --margin {margin:g})"
+    ]
+
+
+def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, share_items: bool) -> list[str]:
+    """Say what family the single tasks' verdicts and p values belong to, and what is unknown of seeds."""
+    found = []
+    if len(tasks) > 1:
+        level = tasks[0].subsets["all"].decision.estimate.confidence_level
+        p = "adjusted by max-T, because tasks share items" if share_items else "Holm's"
+        found.append(
+            f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
+            f"hold all at once, and p is {p}; the overall verdict is one question more and is not adjusted"
+        )
+    if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
+        found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")
+    if all(one.noise is None or min(one.noise.n_seeds_a, one.noise.n_seeds_b) == 1 for one in tasks):
+        found.append("one seed only: how much other seeds would change the scores is unknown")
+    return found
+
+
+def _slices(
+    run: Run, pairs: Mapping[str, pd.DataFrame], turned: Sequence[str], column: str, confidence_level: float
+) -> Slices:
+    """Compare by the values of a column, all tasks in one family; turned tasks' differences have the opposite sign."""
+    labels: list[str] = []
+    scores: list[Sequence[float]] = []
+    baseline: list[Sequence[float]] = []
+    clusters: list[str] = []
+    values_of = run.document_column(column, list(pairs))
+    for task, one in pairs.items():
+        if task not in values_of:
+            continue
+        of_task = [values_of[task].get(str(document)) for document in one.index]
+        shown = ["(none)" if value is None else str(value) for value in of_task]
+        labels += [f"{task}: {value}" for value in shown] if len(values_of) > 1 else shown
+        first, second = ("score_b", "score_a") if task in turned else ("score_a", "score_b")
+        baseline.extend(one[first])
+        scores.extend(one[second])
+        clusters += [f"{task} {label}" for label in clusters_of(one, "cluster_a") or one.index]
+    return slice_means(
+        scores,
+        labels,
+        baseline=baseline,
+        cluster=clusters if len(set(clusters)) < len(clusters) else None,
+        confidence_level=confidence_level,
+        alpha=1 - confidence_level,
     )
 
 
@@ -295,103 +451,8 @@ def _warnings_of_runs(a: Run, b: Run) -> list[str]:
             warnings.append(f"run {side} is not complete")
         if isinstance(n_errors := one.record.get("n_errors"), int) and n_errors:
             warnings.append(f"{n_errors} requests of run {side} failed for good: their answers have no score")
-    if difference := _template_difference(a, b):
+    if difference := template_difference(a, b):
         warnings.append(difference)
-    return warnings
-
-
-def _template_difference(a: Run, b: Run) -> str | None:
-    """Say that the models' chat templates differ, if either run used one."""
-    templates = [run.record.get("model", {}).get("chat_template_sha256") for run in (a, b)]
-    if templates[0] == templates[1] or not any(run.record.get("spec", {}).get("chat_template") for run in (a, b)):
-        return None
-    return "the chat templates of A and B differ (chat_template_sha256)"
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """What both runs say of one task: a row per item that both scored, and counts of what is left out."""
-
-    metric: tuple[str, str]
-    pairs: pd.DataFrame
-    counts: Mapping[str, int]
-    share_draws: bool
-
-
-def _join(a: Run, b: Run, task: str, metric: str | None) -> _Joined | str:
-    """Join the items that both runs scored, or say why there are none.
-
-    Raises
-    ------
-    CompareError
-        The runs have no item of the task in common, scored or not, or lack the metric that was asked for.
-    """
-    documents_a, documents_b = a.documents(task), b.documents(task)
-    if documents_a.isdisjoint(documents_b):
-        raise CompareError(
-            f"the runs share no item of the task ({len(documents_a)} in A, {len(documents_b)} in B)",
-            where=f"task {task}",
-            do="Use the same data, --limit and --task-seed for both",
-        )
-    chosen = _choose_metric(a, b, task, metric)
-    if isinstance(chosen, str):
-        return chosen
-    of_a, of_b = a.answers(task, chosen), b.answers(task, chosen)
-    n_unscored = int((~of_a.counts).sum() + (~of_b.counts).sum())
-    scored_a, scored_b = (set(of.doc_hash[of.counts]) for of in (of_a, of_b))
-    share_draws = not set(of_a.draw).isdisjoint(of_b.draw)
-    n_unpaired = 0
-    if share_draws:  # else the seeds are others on purpose, and an item's mean is over all its own
-        (of_a, lost_a), (of_b, lost_b) = _pair_draws(of_a, of_b), _pair_draws(of_b, of_a)
-        n_unpaired = lost_a + lost_b
-    pairs = item_means(of_a).join(item_means(of_b), how="inner", lsuffix="_a", rsuffix="_b")
-    if pairs.empty:
-        return f"no item has a score of {','.join(chosen)} from both runs for the same seed and repeat"
-    counts = {
-        "n_only_a": len(scored_a - scored_b),
-        "n_only_b": len(scored_b - scored_a),
-        "n_unscored": n_unscored,
-        "n_unpaired": n_unpaired,
-    }
-    return _Joined(chosen, pairs, counts, share_draws)
-
-
-def _choose_metric(a: Run, b: Run, task: str, metric: str | None) -> tuple[str, str] | str:
-    """Return the first metric and filter that have a score in both runs, or say why there is none."""
-    in_b = b.metrics(task, metric)
-    common = [one for one in a.metrics(task, metric) if one in in_b]
-    names = ["; ".join(map(",".join, run.metrics(task, metric))) for run in (a, b)]
-    if not common and metric is not None:
-        raise CompareError(
-            f"the runs have no filter of '{metric}' in common (A: {names[0]}; B: {names[1]})",
-            where=f"task {task}",
-            do="Choose another --metric",
-        )
-    if not common:
-        return f"the runs have no metric in common (A: {names[0]}; B: {names[1]})"
-    scored = a.scored(task) & b.scored(task)
-    of_both = "; ".join(map(",".join, common))
-    return next((one for one in common if one in scored), f"no metric has scores per item in both runs ({of_both})")
-
-
-def _pair_draws(answers: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Let only those answers count whose item, seed and repeat the other run has scored, too.
-
-    Else a failed request would set an item's mean over all seeds against one over fewer, harder or easier, seeds. The
-    number is of the answers lost by it; those of items that the other run has not scored at all are counted as items.
-    """
-    keys, of_other = ((one.doc_hash + " " + one.draw)[one.counts] for one in (answers, other))
-    counts = answers.counts & keys.isin(set(of_other)).reindex(answers.index, fill_value=False)
-    lost = answers.counts & ~counts & answers.doc_hash.isin(other.doc_hash[other.counts])
-    return answers.assign(counts=counts), int(lost.sum())
-
-
-def _warnings_of_scores(joined: _Joined) -> list[str]:
-    pairs, warnings = joined.pairs, []
-    if not joined.share_draws:
-        warnings.append("the runs share no seed and repeat, so each item's mean is over other draws in A than in B")
-    if not (pairs.score_a.between(0, 1) & pairs.score_b.between(0, 1)).all():
-        warnings.append("the scores are no proportions; all figures shown are a hundred times the score")
     return warnings
 
 
@@ -399,7 +460,7 @@ def _warnings_of_overall(tasks: Sequence[TaskComparison]) -> list[str]:
     warnings = []
     if len({task.metric for task in tasks}) > 1:
         warnings.append("the overall difference averages different metrics")
-    if lower := _turned(tasks):
+    if lower := turned_tasks(tasks):
         warnings.append(
             f"overall: up is better, so lower-is-better tasks count with the opposite sign: {', '.join(lower)}"
         )
@@ -411,26 +472,6 @@ def _warnings_of_overall(tasks: Sequence[TaskComparison]) -> list[str]:
                 f"without a {subset} item: {', '.join(missing)}"
             )
     return warnings
-
-
-def _prompt_difference(a: Run, b: Run, task: str, pairs: pd.DataFrame) -> str | None:
-    """Say how the prompts of the common items differ, and which setting explains it; None when they are equal."""
-    differing = int((pairs.prompts_a != pairs.prompts_b).sum())
-    if not differing:
-        return None
-    spec_a, spec_b = a.record.get("spec", {}), b.record.get("spec", {})
-    reasons = [
-        f"{name} is {spec_a.get(name)!r} in A and {spec_b.get(name)!r} in B"
-        for name in _EXPLAINING
-        if spec_a.get(name) != spec_b.get(name)
-    ]
-    if difference := _template_difference(a, b):
-        reasons.append(difference)
-    versions = [run.record.get("tasks", {}).get(task, {}).get("version") for run in (a, b)]
-    if not reasons and versions[0] != versions[1]:
-        reasons = [f"the task's version is {versions[0]} in A and {versions[1]} in B"]
-    why = "; ".join(reasons) or "no setting in run.json explains it"
-    return f"prompt_hash differs for {differing} of {len(pairs)} items: {why}"
 
 
 def _status(pairs: pd.DataFrame, labels: Audit | None) -> list[str]:
@@ -460,94 +501,6 @@ def _check_audit(labels: Audit, items: Sequence[ItemPair], tasks: Sequence[str],
     return warnings
 
 
-def _compare_task(a: Run, task: str, joined: _Joined, pairs: pd.DataFrame, confidence_level: float) -> TaskComparison:
-    name, name_of_filter = joined.metric
-    higher = a.higher_is_better(task, name, name_of_filter)
-    subsets: dict[str, SubsetResult] = {}
-    for subset in SUBSETS:
-        chosen = pairs if subset == "all" else pairs[pairs.status == subset]
-        if len(chosen):
-            subsets[subset] = _subset_result(subset, chosen, higher, confidence_level)
-    return TaskComparison(
-        task=task,
-        metric=name,
-        filter=name_of_filter,
-        higher_is_better=higher,
-        subsets=subsets,
-        n_not_audited=int((pairs.status == "not audited").sum()),
-        **joined.counts,
-    )
-
-
-def _subset_result(subset: Subset, pairs: pd.DataFrame, higher: bool, confidence_level: float) -> SubsetResult:
-    a, b = pairs.score_a.to_numpy(float), pairs.score_b.to_numpy(float)
-    # A null cluster means that the item stands for itself.
-    cluster = pairs.cluster_a.where(pairs.cluster_a.notna(), pairs.index.to_series()).tolist()
-    difference = paired_difference(a, b, cluster=cluster, confidence_level=confidence_level)
-    return SubsetResult(
-        subset=subset,
-        n_items=len(pairs),
-        score_a=float(a.mean()),
-        score_b=float(b.mean()),
-        difference=difference,
-        test=mcnemar(a, b, cluster=cluster) if _is_binary(a) and _is_binary(b) else None,
-        verdict=_verdict(difference, higher),
-    )
-
-
-def _is_binary(scores: npt.NDArray[np.float64]) -> bool:
-    return bool(np.isin(scores, (0.0, 1.0)).all())
-
-
-def _verdict(difference: Estimate, higher_is_better: bool) -> str:
-    """What the interval says against zero."""
-    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
-        return UNRESOLVED
-    return BETTER if (difference.low > 0) == higher_is_better else WORSE
-
-
-def _overall(tasks: Sequence[TaskComparison]) -> dict[str, SubsetResult]:
-    """The tasks together, each with the same weight."""
-    if len(tasks) == 1:
-        return dict(tasks[0].subsets)
-    turned = _turned(tasks)
-    higher = bool(turned) or tasks[0].higher_is_better
-    overall: dict[str, SubsetResult] = {}
-    for subset in SUBSETS:
-        parts = {task.task: task.subsets[subset] for task in tasks if subset in task.subsets}
-        if not parts:
-            continue
-        difference = macro_difference(
-            [_negative(part.difference) if task in turned else part.difference for task, part in parts.items()]
-        )
-        overall[subset] = SubsetResult(
-            subset=subset,
-            n_items=sum(part.n_items for part in parts.values()),
-            score_a=None if turned else float(np.mean([part.score_a for part in parts.values()])),
-            score_b=None if turned else float(np.mean([part.score_b for part in parts.values()])),
-            difference=difference,
-            test=macro_test(difference),
-            verdict=_verdict(difference, higher),
-        )
-    return overall
-
-
-def _turned(tasks: Sequence[TaskComparison]) -> list[str]:
-    """Names of the tasks that are better when lower, where others are better when higher; else none need turning."""
-    lower = [task.task for task in tasks if not task.higher_is_better]
-    return lower if len(lower) < len(tasks) else []
-
-
-def _negative(difference: Estimate) -> Estimate:
-    low, high = difference.low, difference.high
-    return replace(
-        difference,
-        estimate=-difference.estimate,
-        low=None if high is None else -high,
-        high=None if low is None else -low,
-    )
-
-
 def _item_pairs(task: str, pairs: pd.DataFrame) -> list[ItemPair]:
     def text(value: Any) -> str | None:
         return value if isinstance(value, str) else None
@@ -568,22 +521,44 @@ def _item_pairs(task: str, pairs: pd.DataFrame) -> list[ItemPair]:
 
 
 def _sentence(comparison: Comparison, result: SubsetResult) -> str:
+    decision, difference = result.decision, result.difference
+    a, b = comparison.name_a, comparison.name_b
+    margin = decision.rule.margin
+    within = f"{points(margin)[1:]} points" if margin is not None else ""
     what = {
-        BETTER: f"{comparison.name_b} is better than {comparison.name_a}",
-        WORSE: f"{comparison.name_b} is worse than {comparison.name_a}",
-        UNRESOLVED: f"{comparison.name_b} and {comparison.name_a} cannot be told apart",
+        BETTER: f"{b} is better than {a}",
+        WORSE: f"{b} is worse than {a}",
+        "equivalent": f"{b} and {a} are equivalent within {within}",
+        "non-inferior": f"{b} is not worse than {a} by {within} or more",
+        "inconclusive": f"{b} and {a} cannot be told apart",
     }[result.verdict]
+    if result.verdict in (BETTER, WORSE) and decision.within_margin:
+        what += f", by less than {within}"
     count = f"{result.n_items:,}"
     which = f"all {count} items" if result.subset == "all" else f"the {count} {result.subset} items"
     if missing := comparison.tasks_without(result.subset):
         which += f" ({len(comparison.tasks) - len(missing)} of {len(comparison.tasks)} tasks)"
-    difference = result.difference
-    interval = (
-        "no interval"
-        if difference.low is None or difference.high is None
-        else f"{difference.confidence_level:.0%} interval {points(difference.low)} to {points(difference.high)}"
-    )
-    return f"On {which}, {what}: {points(difference.estimate)} points ({interval})."
+    seen = f"{points(difference.estimate)} points ({_interval(difference)})"
+    if result.verdict == "inconclusive" and decision.smallest_detectable:
+        missed = f"{1 - decision.rule.power:.0%} of runs like these"
+        seen += f"; a difference below {points(decision.smallest_detectable)[1:]} would be missed in more than {missed}"
+    return f"On {which}, {what}: {seen}."
+
+
+def _interval(difference: Estimate) -> str:
+    if difference.low is None or difference.high is None:
+        return "no interval"
+    return f"{difference.confidence_level:.0%} interval {points(difference.low)} to {points(difference.high)}"
+
+
+def _of_these_seeds(comparison: Comparison) -> str | None:
+    """Say that a verdict is of these seeds only, where the interval for new seeds, too, holds zero."""
+    wider = comparison.noise and comparison.noise.intervals.get(BOTH)
+    if not wider or wider.low is None or wider.high is None or not wider.low <= 0 <= wider.high:
+        return None
+    if comparison.overall["all"].verdict not in (BETTER, WORSE):
+        return None
+    return f"That is so for these seeds; with other seeds it may not be ({_interval(wider)})."
 
 
 def points(value: float) -> str:
@@ -597,7 +572,7 @@ def p_text(p_value: float) -> str:
 
 
 def _flat(name: str, result: SubsetResult) -> dict[str, Any]:
-    difference, test = result.difference, result.test
+    difference, test, decisive = result.difference, result.test, result.decision.estimate
     return {
         "task": name,
         "subset": result.subset,
@@ -608,8 +583,12 @@ def _flat(name: str, result: SubsetResult) -> dict[str, Any]:
         "difference": difference.estimate,
         "low": difference.low,
         "high": difference.high,
+        "adjusted_low": decisive.low,
+        "adjusted_high": decisive.high,
         "p_value": test.p_value if test else None,
+        "p_adjusted": result.p_adjusted,
         "only_a": test.b if test else None,
         "only_b": test.c if test else None,
         "verdict": result.verdict,
+        "smallest_detectable": result.decision.smallest_detectable,
     }

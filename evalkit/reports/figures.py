@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path
-from evalkit.reports.comparison import OVERALL, Comparison, SubsetResult, points
+from evalkit.reports.comparison import OVERALL, Comparison, points
+from evalkit.reports.differences import SubsetResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +40,8 @@ MAX_NAME: Final = 30
 def forest_plot(comparison: Comparison) -> Figure:
     """Draw the difference B minus A of each task, and of the tasks together, on all and on the clean items.
 
-    Filled squares: all items; hollow circles: clean items; lines: intervals; diamonds: all tasks together. Numbers are
-    percentage points.
+    Filled squares: all items; hollow circles: clean items; thick lines: intervals, thin ones those that hold for all
+    tasks at once; shaded: the margin; diamonds: all tasks together. Numbers are percentage points.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -68,7 +69,11 @@ def _rows(comparison: Comparison) -> list[tuple[str, dict[str, SubsetResult]]]:
 def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) -> None:
     difference, colour = result.difference, COLOUR[result.subset]
     if difference.low is not None and difference.high is not None:
-        axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=colour, linewidth=1.6)
+        axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=colour, linewidth=2.2)
+    # The wider one, on which a verdict of one task among several rests.
+    decisive = result.decision.estimate
+    if decisive.low is not None and decisive.high is not None:
+        axes.plot([100 * decisive.low, 100 * decisive.high], [height, height], color=colour, linewidth=0.8)
     marker = "D" if is_overall else ("s" if result.subset == "all" else "o")
     face = colour if result.subset == "all" else "white"
     axes.plot([100 * difference.estimate], [height], marker=marker, markersize=6, color=colour, markerfacecolor=face)
@@ -92,6 +97,8 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
     from matplotlib.lines import Line2D
 
     axes.axvline(0, color=_GREY, linewidth=0.8)
+    if (margin := comparison.decision_rule.margin) is not None:
+        axes.axvspan(-100 * margin, 100 * margin, color=_GREY, alpha=0.12, linewidth=0)
     with_overall = rows[-1][0] == OVERALL
     if with_overall:
         axes.axhline(len(rows) - 1.33, color=_GREY, linewidth=0.5, linestyle=":")

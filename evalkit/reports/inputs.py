@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from evalkit import tables
 from evalkit.corpora.shards import AGAINST_RECORD, AUDIT_RECORD
-from evalkit.errors import CompareError
+from evalkit.errors import CompareError, EvalkitError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,21 +33,37 @@ class Run:
         The samples table.
     record
         `run.json`; empty when there is none, for tables made by others.
+    documents_kept
+        The documents' fields by task and doc_hash, where whoever wrote the results kept them.
     """
 
     directory: Path
     name: str
     samples: pd.DataFrame
     record: Mapping[str, Any]
+    documents_kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @cached_property
     def _by_task(self) -> dict[str, pd.DataFrame]:
-        return {str(task): rows for task, rows in self.samples.groupby("task", sort=False)}
+        samples = self.samples
+        ordered = samples.assign(
+            counts=_has_score(samples),
+            draw=samples.seed.astype("Int64").astype(str) + "/" + samples["repeat"].astype(str),
+        ).sort_values(["seed", "repeat", "doc_id"], kind="stable")
+        return {str(task): rows for task, rows in ordered.groupby("task", sort=False)}
+
+    @cached_property
+    def _present(self) -> dict[str, list[tuple[str, str]]]:
+        return _pairs_by_task(self.samples)
+
+    @cached_property
+    def _scored(self) -> dict[str, list[tuple[str, str]]]:
+        return _pairs_by_task(self.samples[_has_score(self.samples)])
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in the order of the table."""
-        return list(self._by_task)
+        return list(self._present)
 
     def metrics(self, task: str, metric: str | None = None) -> list[tuple[str, str]]:
         """Return the (metric, filter) pairs of a task, in the record's order; only those that `metric` means, if given.
@@ -57,10 +73,9 @@ class Run:
         CompareError
             The run has no such metric for the task.
         """
-        pairs = self._by_task[task][["metric", "filter"]].drop_duplicates()
         listed = [(one.get("metric"), one.get("filter")) for one in self._listed(task)]
         present = sorted(
-            zip(pairs.metric, pairs["filter"], strict=True),
+            self._present.get(task, ()),
             key=lambda one: listed.index(one) if one in listed else len(listed),
         )
         if metric is None:
@@ -76,9 +91,7 @@ class Run:
 
     def scored(self, task: str) -> set[tuple[str, str]]:
         """Return the (metric, filter) pairs of a task of which at least one answer has a score."""
-        rows = self._by_task[task]
-        rows = rows[_has_score(rows)]
-        return set(zip(rows.metric, rows["filter"], strict=True))
+        return set(self._scored.get(task, ()))
 
     def primary(self, task: str, metric: str | None) -> tuple[str, str]:
         """Return the metric and filter to follow: the one asked for, else the task's first that has scores.
@@ -114,15 +127,13 @@ class Run:
         """
         rows = self._by_task[task]
         rows = rows[(rows.metric == metric[0]) & (rows["filter"] == metric[1])]
-        counts = _has_score(rows)
-        if len(infinite := rows[counts & np.isinf(rows.score)]):
+        if len(infinite := rows[rows.counts & np.isinf(rows.score)]):
             raise CompareError(
                 f"the score of item {infinite.doc_hash.iloc[0]} is {infinite.score.iloc[0]} ({metric[0]},{metric[1]})",
                 where=f"{self.directory}, task {task}",
                 do="Mend the metric, or choose another --metric",
             )
-        draw = rows.seed.astype("Int64").astype(str) + "/" + rows["repeat"].astype(str)
-        return rows.assign(counts=counts, draw=draw).sort_values(["seed", "repeat", "doc_id"], kind="stable")
+        return rows
 
     def items(self, task: str, metric: tuple[str, str]) -> tuple[pd.DataFrame, int]:
         """Return one row per item, as `item_means` does, and the number of answers without a score.
@@ -135,6 +146,64 @@ class Run:
         rows = self.answers(task, metric)
         return item_means(rows), int((~rows.counts).sum())
 
+    def document_column(self, column: str, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the value of a column of each document, by task and doc_hash; tasks without the column are left out.
+
+        Documents that were not kept with the results are loaded again, as the record says; `cluster` and `target` are
+        columns of every run.
+
+        Raises
+        ------
+        CompareError
+            No task has such a column, or the documents cannot be had.
+        """
+        kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+            task: self.documents_kept[task] for task in tasks if task in self.documents_kept
+        }
+        if not kept and column not in ("cluster", "target"):
+            kept = self._loaded(tasks)
+        found = {
+            task: {doc_hash: fields[column] for doc_hash, fields in documents.items() if column in fields}
+            for task, documents in kept.items()
+        }
+        found = {task: values for task, values in found.items() if values}
+        if not found and column in ("cluster", "target"):
+            for task in tasks:
+                rows = self._by_task[task].dropna(subset=[column])
+                found[task] = dict(zip(rows.doc_hash.astype(str), rows[column], strict=True))
+            found = {task: values for task, values in found.items() if values}
+        if not found:
+            known = dict.fromkeys(name for one in kept.values() for fields in one.values() for name in fields)
+            raise CompareError(
+                f"no document has a column '{column}' (they have: {', '.join(map(str, known)) or 'none'})",
+                where=str(self.directory),
+                do="Choose another --slices",
+            )
+        return found
+
+    def _loaded(self, tasks: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """Load the tasks' documents as the run did."""
+        from evalkit.tasks import doc_hash, load_tasks
+
+        spec = self.record.get("spec", {})
+        folders = {name: Path(spec[name]) for name in ("tasks_dir", "data") if spec.get(name)}
+        try:
+            loaded = load_tasks(
+                list(tasks),
+                tasks_dirs=(folders["tasks_dir"],) if "tasks_dir" in folders else (),
+                data_dir=folders.get("data"),
+                task_seed=spec.get("task_seed"),
+            )
+        except EvalkitError as error:
+            raise CompareError(
+                f"the documents cannot be loaded ({error.what})", where=str(self.directory), do="Leave out --slices"
+            ) from None
+        return {
+            task: {doc_hash(document): document for document in loaded.tasks[task].eval_docs}
+            for task in tasks
+            if task in loaded.tasks
+        }
+
     def _listed(self, task: str) -> list[Mapping[str, Any]]:
         """What the record says of the task's metrics."""
         listed: list[Mapping[str, Any]] = self.record.get("tasks", {}).get(task, {}).get("metrics", [])
@@ -146,6 +215,15 @@ def _has_score(rows: pd.DataFrame) -> pd.Series[bool]:
     return rows.score.notna() & rows.error.isna()
 
 
+def _pairs_by_task(rows: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """The (metric, filter) pairs of each task, in the order of the table."""
+    distinct = rows[["task", "metric", "filter"]].drop_duplicates()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for task, metric, name in distinct.itertuples(index=False):
+        found.setdefault(str(task), []).append((metric, name))
+    return found
+
+
 def item_means(answers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per item that has an answer that counts, from rows as `Run.answers` returns them.
 
@@ -153,15 +231,22 @@ def item_means(answers: pd.DataFrame) -> pd.DataFrame:
     `cluster`, and the first `response` and `target`, of the answers that count; and the sorted distinct `prompts` of
     all answers, because a failed request was asked the same.
     """
-    items = answers[answers.counts].groupby("doc_hash", sort=False).agg(
-        score=("score", "mean"),
-        cluster=("cluster", "first"),
-        response=("response", "first"),
-        target=("target", "first"),
-    )  # fmt: skip
-    # Most items have one prompt: the distinct pairs are few, while a function per group would take minutes.
+    import pandas as pd
+
+    rows = answers[answers.counts]
+    code, documents = pd.factorize(rows.doc_hash.to_numpy(object))
+    scores = np.bincount(code, weights=rows.score.to_numpy(float), minlength=len(documents))
+    columns: dict[str, Any] = {"score": scores / np.bincount(code, minlength=len(documents))}
+    for name in ("cluster", "response", "target"):
+        values, known = rows[name].to_numpy(object), np.flatnonzero(rows[name].notna())
+        columns[name] = np.full(len(documents), None, dtype=object)
+        columns[name][code[known[::-1]]] = values[known[::-1]]  # the first is written last
+    items = pd.DataFrame(columns, index=pd.Index(documents, name="doc_hash"))
     pairs = answers[["doc_hash", "prompt_hash"]].dropna().drop_duplicates().sort_values("prompt_hash")
-    items["prompts"] = pairs.groupby("doc_hash").prompt_hash.agg(",".join).reindex(items.index).fillna("")
+    prompts: dict[str, list[str]] = {}
+    for doc_hash, prompt in zip(pairs.doc_hash, pairs.prompt_hash, strict=True):
+        prompts.setdefault(doc_hash, []).append(prompt)
+    items["prompts"] = [",".join(prompts.get(doc_hash, ())) for doc_hash in items.index]
     return items
 
 
@@ -178,21 +263,32 @@ class Audit:
     n_bad_rows: int
 
 
-def load_run(directory: Path) -> Run:
-    """Read a run directory.
+def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) -> Run:
+    """Read a run directory, or what others wrote (`adaptors.read_results`); one that is read already is returned.
+
+    `columns` are the names that a table has for its own: see `adaptors.from_frame`.
 
     Raises
     ------
     CompareError
         It is none, has no rows or those of several models, or its record is none.
+    InputError
+        It is not evalkit's, and not as its format says.
     TableError
         The samples table is faulty.
     """
+    if isinstance(directory, Run):
+        return directory
     path = directory / "samples.parquet"
     if not path.is_file():
-        what = "the run is not finished (no samples.parquet)" if directory.is_dir() else "there is no such run"
-        raise CompareError(what, where=str(directory), do="Give the directory that `evalkit run --out` wrote")
-    samples = tables.read(path, tables.SAMPLES).to_pandas()
+        if (directory / "run.json").is_file():
+            raise CompareError(
+                "the run is not finished (no samples.parquet)", where=str(directory), do="Give the same command again"
+            )
+        from evalkit.reports.adaptors import read_results
+
+        return read_results(directory, columns)
+    samples = plain_text(tables.read(path, tables.SAMPLES).to_pandas())
     if samples.empty:
         raise CompareError("the samples table has no rows", where=str(path), do="Run it again")
     if len(models := samples.model.unique()) > 1:
@@ -204,6 +300,12 @@ def load_run(directory: Path) -> Run:
     record = read_json(directory / "run.json")
     _check_record(record, str(directory / "run.json"))
     return Run(directory, str(record.get("name") or models[0]), samples, record)
+
+
+def plain_text(samples: pd.DataFrame) -> pd.DataFrame:
+    """Turn text columns into Python's own strings: they are compared one by one, which Arrow is slow at."""
+    text = [name for name, kind in samples.dtypes.items() if kind == "str"]
+    return samples.astype(dict.fromkeys(text, object))
 
 
 def _check_record(record: Mapping[str, Any], where: str) -> None:

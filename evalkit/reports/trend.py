@@ -16,16 +16,9 @@ from evalkit.reports.comparison import p_text, points
 from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
 from evalkit.reports.inputs import load_run, read_json
 from evalkit.reports.page import one_line
+from evalkit.stats.means import mean_score
 from evalkit.stats.results import Estimate
-from evalkit.stats.trend import (
-    MIN_CHECKPOINTS,
-    UNRESOLVED,
-    LateChange,
-    RankTrend,
-    late_change,
-    mean_score,
-    rank_trend,
-)
+from evalkit.stats.trend import MIN_CHECKPOINTS, UNRESOLVED, LateChange, RankTrend, late_change, rank_trend
 
 if TYPE_CHECKING:
     import pandas as pd

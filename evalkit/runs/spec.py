@@ -92,6 +92,9 @@ class RunSpec(pydantic.BaseModel):
         Requests in flight (None adapts to the server), further tries of one request, seconds for one try.
     scoring
         `auto` shares the context of an item's choices where a probe shows equal results; `plain` never.
+    margin
+        The smallest difference that matters, in the unit of the scores, declared before they are seen: `compare` goes
+        by it.
     journal
         File of the answers, to share between runs; None is the run directory's own.
     health
@@ -137,6 +140,7 @@ class RunSpec(pydantic.BaseModel):
     max_retries: int = pydantic.Field(default=6, ge=0)
     timeout: float = pydantic.Field(default=900.0, gt=0)
     scoring: Literal["auto", "plain"] = "auto"
+    margin: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     journal: Path | None = None
     health: str = ""
     trust_remote_code: bool = False
@@ -180,7 +184,7 @@ class RunSpec(pydantic.BaseModel):
         return {key.strip(): yaml.safe_load(text) for key, _, text in pairs}
 
     def settings(self) -> dict[str, Any]:
-        """Everything that can change a score, as plain values: the spec without the places it writes to.
+        """Everything that can change a score, or what is made of it, as plain values: no places that are written to.
 
         Patience and traffic are no such settings: a run may be resumed with others.
         """

@@ -50,7 +50,7 @@ def macro_difference(estimates: Sequence[Estimate]) -> Estimate:
         confidence_level=first.confidence_level,
         method="mean over tasks, Satterthwaite t",
         population="these tasks, with items like these, answered by these two models",
-        unit="independent units",
+        unit="units",
         n=sum(one.n for one in estimates),
         n_items=sum(one.n_items for one in estimates),
         standard_error=standard_error,

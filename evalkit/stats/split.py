@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.stats.paired import FEW_DEGREES, MIN_CLUSTERS, paired_difference
+from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS
+from evalkit.stats.means import mean_score
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate
-from evalkit.stats.trend import mean_score
 
 if TYPE_CHECKING:
     import pandas as pd

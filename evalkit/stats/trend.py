@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.stats.paired import paired_difference
-from evalkit.stats.results import Estimate
+from evalkit.stats.clusters import cluster_codes, t_interval
+from evalkit.stats.means import finite
+from evalkit.stats.results import Estimate, Result
 
 RISING, FALLING, UNRESOLVED = "still rising", "falling", "flat or not resolved"
 
@@ -21,16 +22,31 @@ MIN_CHECKPOINTS: Final = 3
 
 
 @dataclass(frozen=True)
-class RankTrend:
+class RankTrend(Result):
     """Kendall's tau-b of score against step over `n` checkpoints; None where all scores are equal or `n` is 1."""
 
     tau: float | None
     p_value: float | None
     n: int
 
+    def __str__(self) -> str:
+        if self.tau is None or self.p_value is None:
+            return f"no order in the scores of {self.n} checkpoints"
+        return f"Kendall's tau-b {self.tau:+.3f}, p = {self.p_value:.4g} ({self.n} checkpoints)"
+
+    def explain(self) -> str:
+        """Say in two sentences how the scores follow the steps."""
+        if self.tau is None or self.p_value is None:
+            return f"The {self.n} scores are all equal, or one. Nothing can be said of a trend."
+        return (
+            f"Over {self.n} checkpoints, score and step are ordered alike by Kendall's tau-b of {self.tau:.3g}: 1 is"
+            f" always rising, -1 always falling. If every order were equally likely, one at least as far from 0 would"
+            f" come up with probability {self.p_value:.3g}."
+        )
+
 
 @dataclass(frozen=True)
-class LateChange:
+class LateChange(Result):
     """The fitted change of the mean score from `first_step` to `last_step`, the last half of the checkpoints."""
 
     change: Estimate
@@ -39,43 +55,13 @@ class LateChange:
     n_checkpoints: int
     verdict: str
 
+    def __str__(self) -> str:
+        return f"{self.verdict} from step {self.first_step} to {self.last_step}: {self.change}"
 
-def mean_score(
-    scores: npt.ArrayLike, *, cluster: Sequence[Any] | None = None, confidence_level: float = 0.95
-) -> Estimate:
-    """Estimate the mean of one checkpoint's scores.
-
-    Independent scores of 0 and 1 get Wilson's interval (Wilson 1927, JASA 22:209), which covers also for few items and
-    near 0 and 1, where the usual one fails (Brown, Cai and DasGupta 2001, Statistical Science 16:101). Others get the
-    t interval, with clusters CR2: `paired_difference` against zero.
-
-    Parameters
-    ----------
-    scores
-        Shape (n,): one score per item (repeats and seeds averaged before).
-    cluster
-        Length n: the source that an item shares with others; None when all items are independent.
-    confidence_level
-        Of the two-sided interval.
-
-    Raises
-    ------
-    ValueError
-        There is no item, or a score is not finite.
-    """
-    values = np.asarray(scores, dtype=float)
-    found = _over_items(values, cluster, confidence_level, "t", "items like these, answered by this checkpoint")
-    if not np.isin(values, (0.0, 1.0)).all():
-        return found
-    if found.unit == "clusters":  # the t interval does not know that a proportion ends at 0 and 1
-        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (found.low, found.high))
-        return replace(found, low=low, high=high)
-    n, p, z = len(values), found.estimate, float(stats.norm.ppf((1 + confidence_level) / 2))
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
-    # Rounding would else put the ends beyond 0 and 1, or a hair inside where they are 0 and 1 exactly.
-    return replace(found, low=min(low, p), high=max(high, p), method="Wilson", df=None, warnings=())
+    def explain(self) -> str:
+        """Say where the change was looked for, and what was found."""
+        where = f"the last {self.n_checkpoints} checkpoints, step {self.first_step} to {self.last_step}"
+        return f"Verdict on {where}: {self.verdict}. {self.change.explain()}"
 
 
 def rank_trend(steps: Sequence[int], scores: npt.ArrayLike) -> RankTrend:
@@ -120,41 +106,28 @@ def late_change(
     Raises
     ------
     ValueError
-        The shapes do not fit, the steps do not ascend, there are fewer than 3, or a score is not finite.
+        The shapes do not fit, the steps do not ascend, or there are fewer than 3.
+    InputError
+        A score is not finite, or there is no item.
     """
     values, at = np.asarray(scores, dtype=float), np.asarray(steps, dtype=float)
     if values.ndim != 2 or at.shape != values.shape[1:] or len(at) < MIN_CHECKPOINTS or (np.diff(at) <= 0).any():
         raise ValueError(f"scores {values.shape} need at least {MIN_CHECKPOINTS} ascending steps, not {list(steps)}")
+    finite(values.ravel())
     late = max(MIN_CHECKPOINTS, math.ceil(len(at) / 2))
     values, at = values[:, -late:], at[-late:]
     centred = at - at.mean()
     # Against the item's first score, and rounded: else rounding noise of 1e-17 would pass for a small, certain change.
     changes = ((values - values[:, :1]) * centred).sum(axis=1) * np.ptp(at) / (centred**2).sum()
-    change = _over_items(
+    change = t_interval(
         np.round(changes, 12),
-        cluster,
-        confidence_level,
-        "t over the items' least-squares slopes",
-        "items like these, at these checkpoints",
+        *cluster_codes(cluster, len(changes)),
+        confidence_level=confidence_level,
+        method="t over the items' least-squares slopes",
+        population="items like these, at these checkpoints",
     )
+    change = replace(change, quantity="the change")
     return LateChange(change, int(at[0]), int(at[-1]), late, _verdict(change))
-
-
-def _over_items(
-    values: npt.NDArray[np.float64],
-    cluster: Sequence[Any] | None,
-    confidence_level: float,
-    method: str,
-    population: str,
-) -> Estimate:
-    """Estimate a mean over items as the paired difference from zero, and call it by its name."""
-    found = paired_difference(np.zeros_like(values), values, cluster=cluster, confidence_level=confidence_level)
-    return replace(
-        found,
-        method=f"{method}, clusters CR2" if found.unit == "clusters" else method,
-        population=population,
-        warnings=tuple(warning.replace("all differences are", "all items are") for warning in found.warnings),
-    )
 
 
 def _verdict(change: Estimate) -> str:

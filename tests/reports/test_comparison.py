@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from rich.console import Console
 from scipy import stats as scipy_stats
 
 from evalkit import tables
-from evalkit.errors import CompareError, TableError
+from evalkit.errors import CompareError, EvalkitError, TableError
 from evalkit.reports.comparison import compare
 from evalkit.reports.terminal import notes, render
 from evalkit.runs.health import Finding, Thresholds, combine
+from evalkit.stats.permutation import sign_flip
 from tests.reports.runs import write_audit, write_run
 
 
@@ -30,11 +32,12 @@ def pair(tmp_path):
     return write_run(tmp_path / "a", scores("t", a), name="base"), write_run(tmp_path / "b", scores("t", b), name="q4")
 
 
-def test_the_difference_is_the_paired_t_of_the_common_items(pair):
+def test_the_difference_of_right_and_wrong_has_bonett_and_prices_interval(pair):
+    """By hand: of 60 items B alone has 1 and A alone 20."""
     found = compare(*pair).overall["all"]
-    a, b = [1] * 50 + [0] * 10, [0] * 20 + [1] * 31 + [0] * 9
-    expected = scipy_stats.ttest_rel(b, a).confidence_interval(0.95)
-    assert (found.difference.low, found.difference.high) == pytest.approx((expected.low, expected.high))
+    centre = (1 - 20) / 62
+    half = scipy_stats.norm.ppf(0.975) * math.sqrt((23 / 62 - centre**2) / 62)
+    assert (found.difference.low, found.difference.high) == pytest.approx((centre - half, centre + half))
     assert (found.score_a, found.score_b, found.n_items) == (50 / 60, 31 / 60, 60)
     assert (found.test.b, found.test.c) == (20, 1)
     assert found.verdict == "worse"
@@ -42,7 +45,7 @@ def test_the_difference_is_the_paired_t_of_the_common_items(pair):
 
 def test_the_headline_says_who_where_and_how_much(pair):
     assert compare(*pair).headline() == (
-        "On all 60 items, q4 is worse than base: \u221231.7 points (95% interval \u221244.7 to \u221218.6)."
+        "On all 60 items, q4 is worse than base: \u221231.7 points (95% interval \u221243.7 to \u221217.5)."
     )
 
 
@@ -52,8 +55,8 @@ def test_swapping_the_runs_turns_the_verdict(pair):
 
 def test_a_model_is_not_told_apart_from_itself(pair):
     found = compare(pair[0], pair[0])
-    assert found.overall["all"].verdict == "not resolved"
-    assert found.overall["all"].difference.low is None
+    assert found.overall["all"].verdict == "inconclusive"
+    assert found.overall["all"].difference.low < 0 < found.overall["all"].difference.high
     assert "A and B are the same run" in found.warnings
 
 
@@ -154,7 +157,7 @@ def test_clean_and_flagged_items_are_told_apart_by_any_field(pair, tmp_path):
     assert found.rule == "llama3"
     assert {name: result.n_items for name, result in found.overall.items()} == {"all": 60, "clean": 40, "flagged": 20}
     assert found.overall["clean"].difference.estimate == pytest.approx(1 / 40)
-    assert found.overall["clean"].verdict == "not resolved"
+    assert found.overall["clean"].verdict == "inconclusive"
     assert "The verdict changes when the flagged items are left out." in found.headline()
 
 
@@ -173,7 +176,7 @@ def two_tasks(tmp_path):
 def test_a_clean_mean_over_fewer_tasks_is_told_and_is_no_change_of_verdict(two_tasks):
     runs, audit = two_tasks
     found = compare(*runs, audit=audit)
-    assert (found.overall["all"].verdict, found.overall["clean"].verdict) == ("worse", "not resolved")
+    assert (found.overall["all"].verdict, found.overall["clean"].verdict) == ("worse", "inconclusive")
     assert "The verdict changes" not in found.headline()
     assert "On the 100 clean items (1 of 2 tasks)" in found.headline()
     expected = "overall, clean items: the mean is over 1 of 2 tasks; without a clean item: s"
@@ -228,7 +231,7 @@ def test_repeats_count_an_item_once(tmp_path):
     found = compare(run_a, run_b).overall["all"]
     expected = scipy_stats.ttest_rel(b.mean(axis=1), a.mean(axis=1)).confidence_interval(0.95)
     assert (found.difference.low, found.difference.high) == pytest.approx((expected.low, expected.high))
-    assert found.test is None
+    assert found.test.p_value == sign_flip(b.mean(axis=1) - a.mean(axis=1)).p_value
 
 
 def test_an_item_is_averaged_over_the_seeds_that_both_runs_scored(tmp_path):
@@ -283,12 +286,12 @@ def test_tasks_have_equal_weight_in_the_overall_difference(tmp_path):
     assert [name for name, _ in found.results()] == ["s", "t", "overall"]
 
 
-def test_clusters_are_told_beside_a_p_value_that_does_not_know_them(tmp_path):
+def test_clusters_are_turned_as_wholes_for_the_p_value(tmp_path):
     values = {("t", f"{n}"): float(n % 2) for n in range(60)}
     other = {("t", f"{n}"): float(n % 3 > 0) for n in range(60)}
     by_table = {"cluster": lambda task, doc_hash: f"table {int(doc_hash) // 2}"}
     found = compare(write_run(tmp_path / "a", values, **by_table), write_run(tmp_path / "b", other, **by_table))
-    assert "t: items of one cluster are not independent, so p is too small" in notes(found)
+    assert (found.overall["all"].test.unit, found.overall["all"].test.n_units) == ("clusters", 30)
 
 
 def test_scores_that_are_no_proportions_are_told(tmp_path):
@@ -309,7 +312,7 @@ def test_what_is_missing_is_counted(tmp_path):
 
 
 def refusal(*arguments, **options):
-    with pytest.raises(CompareError) as error:
+    with pytest.raises(EvalkitError) as error:
         compare(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -399,6 +402,8 @@ def test_an_audit_of_other_items_is_refused(pair, tmp_path):
 def test_what_is_no_run_or_no_audit_is_refused(pair, tmp_path):
     assert "there is no such run" in refusal(tmp_path / "none", pair[0])
     (tmp_path / "half").mkdir()
+    assert "no results of a known format" in refusal(tmp_path / "half", pair[0])
+    (tmp_path / "half" / "run.json").write_text("{}")
     assert "not finished" in refusal(tmp_path / "half", pair[0])
     assert "there is no audit" in refusal(*pair, audit=tmp_path / "none")
     (pair[0] / "run.json").write_text("{")
@@ -442,7 +447,7 @@ def test_the_comparison_becomes_json_and_a_frame(pair, tmp_path):
     found = compare(*pair, audit=write_audit(tmp_path / "audit", {f"t{n}": "clean" for n in range(60)}))
     values = json.loads(json.dumps(found.to_dict()))
     assert values["verdict"] == {"all": "worse", "clean": "worse"}
-    assert values["tasks"][0]["subsets"]["all"]["difference"]["method"] == "paired t"
+    assert values["tasks"][0]["subsets"]["all"]["difference"]["method"] == "Bonett-Price"
     frame = found.to_frame()
     assert frame.subset.tolist() == ["all", "clean"]
     assert "<table" in found._repr_html_()

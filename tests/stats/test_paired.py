@@ -8,13 +8,21 @@ import json
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from evalkit.stats.paired import MIN_CLUSTERS, cluster_degrees, discordant_p_value, mcnemar, paired_difference
+from evalkit.errors import InputError
+from evalkit.stats.clusters import MIN_CLUSTERS
+from evalkit.stats.discordance import mcnemar
+from evalkit.stats.paired import (
+    effect_sizes,
+    paired_difference,
+    smoothed_difference,
+    unpaired_difference,
+)
 from evalkit.stats.results import Estimate, TestResult
+from tests.stats.test_clusters import brute_force_cr2, brute_force_degrees
 
 SCORES = st.lists(
     st.tuples(st.sampled_from([0.0, 1.0, 0.5]), st.sampled_from([0.0, 1.0, 0.25])), min_size=2, max_size=40
@@ -40,45 +48,6 @@ def test_clusters_of_one_item_change_nothing():
     plain, clustered = paired_difference(a, b), paired_difference(a, b, cluster=list(range(30)))
     assert clustered.standard_error == pytest.approx(plain.standard_error, rel=1e-12)
     assert (clustered.low, clustered.high, clustered.n) == pytest.approx((plain.low, plain.high, plain.n))
-
-
-def brute_force_cr2(difference, clusters):
-    """CR2 by matrices, as Bell and McCaffrey write it: A_c = (I - H_cc)^(-1/2) of the regression on a constant."""
-    n = len(difference)
-    hat = np.full((n, n), 1 / n)
-    residuals = difference - difference.mean()
-    meat = 0.0
-    for name in set(clusters):
-        rows = [i for i in range(n) if clusters[i] == name]
-        values, vectors = np.linalg.eigh(np.eye(len(rows)) - hat[np.ix_(rows, rows)])
-        adjusted = vectors @ np.diag(values**-0.5) @ vectors.T @ residuals[rows]
-        meat += adjusted.sum() ** 2
-    return np.sqrt(meat) / n
-
-
-def brute_force_degrees(sizes):
-    """Satterthwaite's degrees by the quadratic form: SE^2 = d'Qd, whose moments for independent d of one variance are
-    tr(Q) and 2 tr(QQ)."""
-    n = sum(sizes)
-    clusters = np.repeat(np.arange(len(sizes)), sizes)
-    centre = np.eye(n) - 1 / n
-    rows = [(clusters == c).astype(float) @ centre / np.sqrt(1 - size / n) / n for c, size in enumerate(sizes)]
-    form = sum(np.outer(row, row) for row in rows)
-    return 2 * np.trace(form) ** 2 / (2 * np.trace(form @ form))
-
-
-@given(st.lists(st.integers(1, 12), min_size=2, max_size=10))
-def test_the_degrees_of_freedom_are_those_of_the_quadratic_form(sizes):
-    found = cluster_degrees(np.array(sizes, float))
-    assert found == pytest.approx(brute_force_degrees(sizes), rel=1e-9)
-    assert found <= len(sizes) - 1 + 1e-9
-
-
-def test_clusters_of_one_size_have_one_degree_less_than_there_are_clusters():
-    assert cluster_degrees(np.full(26, 4.0)) == 25
-    almost = np.full(100_000, 4.0)  # a matrix of these would have 10^10 entries
-    almost[0] = 5
-    assert cluster_degrees(almost) == pytest.approx(99_999, rel=1e-4)
 
 
 def test_the_clustered_error_is_cr2_by_matrix_algebra():
@@ -159,7 +128,7 @@ def test_many_clusters_are_few_when_one_holds_half_of_the_items():
 
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1], [1, 2]), ([float("nan")], [1])])
 def test_what_is_no_pair_of_scores_is_refused(a, b):
-    with pytest.raises(ValueError, match="scor"):
+    with pytest.raises(InputError, match="scor"):
         paired_difference(a, b)
 
 
@@ -191,37 +160,6 @@ def test_the_interval_covers_although_one_cluster_holds_half_of_the_items():
     assert 0.92 <= covered / n_runs <= 0.985
 
 
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_exact_mcnemar_is_statsmodels(b, c):
-    expected = statsmodels_mcnemar([[5, b], [c, 5]], exact=True).pvalue if b + c else 1.0
-    assert discordant_p_value(b, c, method="exact") == pytest.approx(expected, rel=1e-9)
-
-
-@given(st.integers(0, 12), st.integers(0, 12))
-def test_mid_p_is_the_sum_over_all_outcomes(b, c):
-    total = b + c
-    assume(total > 0)
-    counts = [scipy_stats.binom.pmf(k, total, 0.5) for k in range(total + 1)]
-    observed = counts[b]
-    both_tails = 2 * (sum(counts[: min(b, c)]) + observed / 2)
-    # With b = c the two tails share the middle, which counts once.
-    expected = both_tails - (observed / 2 if b == c else 0)
-    assert discordant_p_value(b, c) == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_size_of_mid_p_is_near_its_level_and_that_of_exact_below_it():
-    """Size by enumeration: 100 items, each discordant with probability 0.1."""
-    size = {"mid-p": 0.0, "exact": 0.0}
-    for total in range(1, 101):
-        weight = scipy_stats.binom.pmf(total, 100, 0.1)
-        for b in range(total + 1):
-            for method in size:
-                if discordant_p_value(b, total - b, method=method) <= 0.05:
-                    size[method] += weight * scipy_stats.binom.pmf(b, total, 0.5)
-    assert size["exact"] == pytest.approx(0.022, abs=0.001)
-    assert size["mid-p"] == pytest.approx(0.041, abs=0.001)
-
-
 def test_the_published_gsm8k_answers_give_the_published_figures(data_dir):
     models = ("6b_verification", "175b_finetuning")
     with gzip.open(data_dir / "stats" / "gsm8k_model_solutions.jsonl.gz", "rt") as file:
@@ -237,13 +175,6 @@ def test_the_published_gsm8k_answers_give_the_published_figures(data_dir):
     assert midp.p_value == pytest.approx(0.002687, abs=5e-7)
 
 
-def test_mcnemar_refuses_what_is_not_binary_and_warns_of_clusters():
-    with pytest.raises(ValueError, match="0 and 1"):
-        mcnemar([0.5], [1])
-    assert mcnemar([0, 1], [1, 1], cluster=["x", "x"]).warnings
-    assert not mcnemar([0, 1], [1, 1], cluster=["x", "y"]).warnings
-
-
 def test_results_survive_json_and_read_as_a_line():
     a, b = random_pair(20, 8)
     estimate = paired_difference(a, b, cluster=[i % 10 for i in range(20)])
@@ -254,3 +185,97 @@ def test_results_survive_json_and_read_as_a_line():
     test = mcnemar([0, 1, 1], [1, 1, 0])
     assert TestResult.from_dict(json.loads(json.dumps(test.to_dict()))) == test
     assert "&lt;" in Estimate(0, None, None, 0.95, "<b>", "p", "u", 1, 1)._repr_html_()
+
+
+def test_answers_get_bonett_and_prices_interval_when_asked_for_what_covers():
+    a, b = [1.0] * 20 + [0.0] * 10, [1.0] * 18 + [0.0] * 2 + [1.0] * 5 + [0.0] * 5
+    found = paired_difference(a, b, method="auto")
+    centre, n = 3 / 32, 32
+    half = 1.959964 * np.sqrt(((7 + 2) / n - centre**2) / n)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert paired_difference(np.array(a) / 2, np.array(b) / 2, method="auto").method == "paired t"
+
+
+@pytest.mark.parametrize(("n_clusters", "largest"), [(6, 8), (20, 60)])
+def test_answers_in_clusters_cover_although_few_of_them_differ(n_clusters, largest):
+    rng = np.random.default_rng(4)
+    covered, n_runs = {"t": 0, "auto": 0}, 400
+    for _ in range(n_runs):
+        sizes = rng.integers(1, largest, size=n_clusters)
+        clusters = np.repeat(np.arange(n_clusters), sizes)
+        rates = [rng.beta(4 * p, 4 * (1 - p), size=n_clusters)[clusters] for p in (0.96, 0.97)]
+        a, b = ((rng.random(len(clusters)) < rate).astype(float) for rate in rates)
+        for method in covered:
+            found = paired_difference(a, b, cluster=clusters, method=method)
+            covered[method] += found.low is not None and found.low <= 0.01 <= found.high
+    assert covered["auto"] / n_runs >= 0.935
+    assert covered["auto"] >= covered["t"]
+
+
+def test_equal_differences_in_clusters_are_counted_by_clusters():
+    clusters = np.repeat(range(10), 6)
+    found = smoothed_difference(np.zeros(60), clusters)
+    half = 1.959964 * np.sqrt(2 / 12 / 12)
+    assert (found.low, found.high) == pytest.approx((-half, half), abs=1e-6)
+    assert smoothed_difference(np.ones(60), clusters).high == 1
+    with pytest.raises(InputError, match="-1, 0 or 1"):
+        smoothed_difference([0.5] * 8, list("aabbccdd"))
+    assert smoothed_difference([1.0, 0.0] * 4, [1, 1, 2, 2, 3, 3, 4, 4]).low is None
+
+
+@given(SCORES)
+def test_every_way_turns_with_the_models(pairs):
+    a, b = ([float(x >= 0.5) for x in side] for side in zip(*pairs, strict=True))
+    clusters = [i % 7 for i in range(len(a))]
+    for options in {"method": "auto"}, {"method": "auto", "cluster": clusters}:
+        one, other = paired_difference(a, b, **options), paired_difference(b, a, **options)
+        assert (one.low is None) == (other.low is None)
+        if one.low is not None:
+            assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-9)
+            assert one.low < one.high
+
+
+def test_the_unpaired_difference_is_welchs_and_warns():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=30), rng.normal(0.5, 2, size=45)
+    found = unpaired_difference(a, b)
+    expected = scipy_stats.ttest_ind(b, a, equal_var=False)
+    ends = expected.confidence_interval(0.95)
+    assert (found.low, found.high, found.df) == pytest.approx((ends.low, ends.high, expected.df), rel=1e-10)
+    assert "unpaired" in found.warnings[0]
+    assert unpaired_difference(a, b, cluster_a=[i % 3 for i in range(30)]).low is None
+
+
+def test_the_gsm8k_pair_unpaired_has_the_wider_published_error(data_dir):
+    with gzip.open(data_dir / "stats" / "gsm8k_model_solutions.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    a, b = ([float(row[m]["is_correct"]) for row in rows] for m in ("6b_verification", "175b_finetuning"))
+    found = effect_sizes(a, b)
+    assert found.standard_error == pytest.approx(0.01436, abs=5e-6)
+    assert found.standard_error_unpaired == pytest.approx(0.01878, abs=5e-6)
+    assert unpaired_difference(a, b).standard_error == pytest.approx(0.01878, abs=5e-6)
+    assert found.odds_ratio.estimate == pytest.approx(min(152, 209) / max(152, 209))
+
+
+@given(SCORES)
+def test_the_error_of_a_pair_is_that_of_two_models_less_their_correlation(pairs):
+    """Miller (2024): SE = sqrt(SE_A^2 + SE_B^2 - 2 rho SE_A SE_B)."""
+    a, b = (np.array(side) for side in zip(*pairs, strict=True))
+    found = effect_sizes(a, b)
+    if found.correlation is None:
+        return
+    errors = scipy_stats.sem(a), scipy_stats.sem(b)
+    expected = errors[0] ** 2 + errors[1] ** 2 - 2 * found.correlation * errors[0] * errors[1]
+    assert found.standard_error**2 == pytest.approx(expected, abs=1e-12)
+
+
+def test_effect_sizes_say_who_wins_and_by_how_much():
+    a, b = np.array([0.0, 0.0, 1.0, 0.5]), np.array([1.0, 0.0, 0.0, 1.0])
+    found = effect_sizes(a, b)
+    assert (found.share_b, found.share_a, found.share_tied) == (0.5, 0.25, 0.25)
+    assert found.probability_b_wins == 0.625
+    assert found.standardised == pytest.approx((b - a).mean() / (b - a).std(ddof=1))
+    assert found.odds_ratio is None
+    assert "higher on 50.0% of 4 items" in found.explain()
+    assert found.explain().count(". ") == 1
+    assert type(found).from_json(found.to_json()) == found

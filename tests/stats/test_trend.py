@@ -10,66 +10,9 @@ import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from statsmodels.stats.proportion import proportion_confint
 
-from evalkit.stats.trend import FALLING, RISING, UNRESOLVED, late_change, mean_score, rank_trend
-
-
-def answers(n_right, n):
-    return [1.0] * n_right + [0.0] * (n - n_right)
-
-
-@given(st.integers(1, 300), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
-def test_independent_right_and_wrong_answers_get_wilsons_interval(n, data, level):
-    n_right = data.draw(st.integers(0, n))
-    found = mean_score(answers(n_right, n), confidence_level=level)
-    expected = proportion_confint(n_right, n, alpha=1 - level, method="wilson")
-    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
-    twin = scipy_stats.binomtest(n_right, n).proportion_ci(level, method="wilson")
-    assert (found.low, found.high) == pytest.approx((twin.low, twin.high), abs=1e-12)
-    assert 0 <= found.low <= found.estimate <= found.high <= 1
-
-
-def test_wilson_covers_low_scores_where_the_t_interval_does_not():
-    n, chances = 50, np.linspace(0.01, 0.06, 26)
-    intervals = [mean_score(answers(k, n)) for k in range(n + 1)]
-    shares = np.arange(n + 1) / n
-    half = scipy_stats.t.ppf(0.975, n - 1) * np.sqrt(shares * (1 - shares) / (n - 1))
-
-    def coverage(low, high):
-        """Exact, over the binomial distribution; averaged over the chances."""
-        inside = (np.asarray(low)[:, None] <= chances) & (chances <= np.asarray(high)[:, None])
-        weights = scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, chances)
-        return (inside * weights).sum(axis=0).mean()
-
-    assert coverage([one.low for one in intervals], [one.high for one in intervals]) > 0.93
-    assert coverage(shares - half, shares + half) < 0.85
-
-
-def test_graded_scores_get_scipys_t_interval():
-    scores = np.random.default_rng(1).normal(0.4, 0.2, size=41)
-    found = mean_score(scores, confidence_level=0.9)
-    expected = scipy_stats.ttest_1samp(scores, 0).confidence_interval(0.9)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
-    assert (found.method, found.unit, found.n) == ("t", "items", 41)
-
-
-def test_items_that_share_a_source_get_a_clustered_interval():
-    # With equal clusters CR2 is statsmodels' CR0 times sqrt(G / (G - 1)).
-    groups = np.repeat(np.arange(12), 5)
-    rng = np.random.default_rng(2)
-    scores = (rng.random(60) < np.repeat(rng.random(12), 5)).astype(float)
-    fit = sm.OLS(scores, np.ones(60)).fit()
-    cr0 = float(fit.get_robustcov_results("cluster", groups=groups, use_correction=False).bse[0])
-    found = mean_score(scores, cluster=groups.tolist())
-    half = scipy_stats.t.ppf(0.975, 11) * cr0 * np.sqrt(12 / 11)
-    assert (found.low, found.high) == pytest.approx((scores.mean() - half, scores.mean() + half), rel=1e-10)
-    assert (found.unit, found.n, found.n_items) == ("clusters", 12, 60)
-
-
-def test_a_proportion_of_clustered_items_stays_between_0_and_1():
-    found = mean_score(answers(2, 60), cluster=np.repeat(np.arange(12), 5).tolist())
-    assert found.low == 0 < found.estimate < found.high
+from evalkit.errors import InputError
+from evalkit.stats.trend import FALLING, RISING, UNRESOLVED, late_change, rank_trend
 
 
 def brute_force_tau_b(x, y):
@@ -200,7 +143,5 @@ def test_late_change_refuses_what_is_no_trend(shape, steps):
 
 
 def test_scores_must_be_finite_and_there():
-    with pytest.raises(ValueError, match="not finite"):
-        mean_score([0.5, np.nan])
-    with pytest.raises(ValueError, match="scores must be"):
-        mean_score([])
+    with pytest.raises(InputError, match="not finite"):
+        late_change([[0.5, 1, 0], [0, np.nan, 1]], [1, 2, 3])
