@@ -67,7 +67,7 @@ def render_duplicates(result: DedupResult, console: Any) -> None:
 
 def render_against(result: AgainstResult, console: Any) -> None:
     """Print which benchmarks have items with near duplicates, on a rich console."""
-    title = f"Near duplicates of benchmark items: {result.directory}"
+    title = f"Leaked items: {result.directory}"
     table = _table("benchmark", "items", "dirty", "share", title=title)
     for name, n in result.n_items.items():
         _add(table, name, n, result.n_dirty[name])

@@ -44,7 +44,7 @@ COMMENT, COMMENT_OR_NOT = 1, 2
 _TEXT_SEED: Final = 0xCBF29CE484222325
 _CODE_SEED: Final = 0x9E3779B97F4A7C15
 
-# Blocks whose letters are tokens of their own, as inclusive ranges of code points, rising.
+# Blocks whose letters are tokens of their own, as inclusive ranges of code points.
 _UNSPACED_SCRIPTS: Final = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
