@@ -22,7 +22,6 @@ from evalkit.reports.differences import (
     compare_task,
     overall,
     overall_noise,
-    share_items,
     turned_tasks,
 )
 from evalkit.reports.inputs import Audit, Run, load_audit, load_run
@@ -334,7 +333,7 @@ def compare(
     if labels is not None:
         warnings.extend(_check_audit(labels, items, common, audit))
     pairs = {task: one.pairs for task, one in joined.items()}
-    compared = adjusted(
+    compared, how = adjusted(
         [
             compare_task(a, task, one, decision_rule, len(found), sequential=sequential)
             if isinstance(one, Joined)
@@ -349,7 +348,7 @@ def compare(
     more = [
         *of_margin,
         *_warnings_of_overall(compared),
-        *_warnings_of_family(compared, sequential=sequential, share_items=share_items(pairs)),
+        *_warnings_of_family(compared, sequential=sequential, how=how),
     ]
     return Comparison(
         name_a=a.name,
@@ -394,15 +393,14 @@ def _decision_rule(a: Run, b: Run, margin: float | None, confidence_level: float
     ]
 
 
-def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, share_items: bool) -> list[str]:
+def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, how: str) -> list[str]:
     """Say what family the single tasks' verdicts and p values belong to, and what is unknown of seeds."""
     found = []
     if len(tasks) > 1:
         level = tasks[0].subsets["all"].decision.estimate.confidence_level
-        p = "adjusted by max-T, because tasks share items" if share_items else "Holm's"
         found.append(
             f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is {p}; the overall verdict is one question more and is not adjusted"
+            f"hold all at once, and p is {how}; the overall verdict is one question more and is not adjusted"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
         found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")
@@ -449,6 +447,8 @@ def _warnings_of_runs(a: Run, b: Run) -> list[str]:
             warnings.append(f"only in {side}, so not compared: {', '.join(missing)}")
         if one.record.get("status", "complete") != "complete":
             warnings.append(f"run {side} is not complete")
+        if isinstance(assumed := one.record.get("assumed"), str):
+            warnings.append(f"run {side}: {assumed}")
         if isinstance(n_errors := one.record.get("n_errors"), int) and n_errors:
             warnings.append(f"{n_errors} requests of run {side} failed for good: their answers have no score")
     if difference := template_difference(a, b):

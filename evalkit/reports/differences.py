@@ -45,6 +45,9 @@ SUBSETS: Final[tuple[Subset, ...]] = ("all", "clean", "flagged")
 SEED: Final = "seed"
 BOTH: Final = f"{ITEM} + {SEED}"
 
+HOLM: Final = "Holm's"
+MAX_T: Final = "adjusted by max-T, because tasks share items"
+
 
 @dataclass(frozen=True)
 class SubsetResult(Result):
@@ -295,17 +298,20 @@ def _welch(difference: Estimate) -> TestResult | None:
 
 def adjusted(
     tasks: Sequence[TaskComparison], pairs: Mapping[str, pd.DataFrame], confidence_level: float
-) -> tuple[TaskComparison, ...]:
+) -> tuple[tuple[TaskComparison, ...], str]:
     """Adjust the tasks' p values, on each subset: by max-T where tasks share items and it can be had, else by Holm.
 
-    A task that could not be tested counts as one with p = 1.
+    A task that could not be tested counts as one with p = 1. Also return what all items' p values are, as a phrase.
     """
     found: dict[tuple[str, str], float] = {}
+    how = HOLM
     for subset in SUBSETS if len(tasks) > 1 else ():
         tests = {one.task: one.subsets[subset].test for one in tasks if subset in one.subsets}
         if not tests:
             continue
         p_values = _max_t({task: pairs[task] for task in tests}, subset, confidence_level) if pairs else None
+        if subset == "all" and p_values is not None:
+            how = MAX_T
         if p_values is None:
             known = [1.0 if test is None else test.p_value for test in tests.values()]
             p_values = holm(known, alpha=1 - confidence_level).adjusted
@@ -319,7 +325,7 @@ def adjusted(
             },
         )
         for one in tasks
-    )
+    ), how
 
 
 def share_items(pairs: Mapping[str, pd.DataFrame]) -> bool:
