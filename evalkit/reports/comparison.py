@@ -117,13 +117,12 @@ class Comparison:
         return " ".join(said)
 
     def explain(self) -> str:
-        """Say what the intervals of all items, of the clean ones and of other seeds mean."""
+        """Say what the intervals of all items and of other seeds mean."""
         return "\n".join(text for _, text in self.explanations())
 
     def explanations(self) -> list[tuple[str, str]]:
         """Return (what it is about, sentences) for each result beside the table."""
-        shown = [subset for subset in SUBSETS[:2] if subset in self.overall]
-        found = [(f"{subset} items", self.overall[subset].explain()) for subset in shown]
+        found = [("all items", self.overall["all"].explain())]
         if self.noise is not None and any(one.low is not None for one in self.noise.intervals.values()):
             found.append(("other seeds", self.noise.explain()))
         looked = [one for one in self.tasks if one.sequential is not None]
@@ -398,9 +397,11 @@ def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, ho
     found = []
     if len(tasks) > 1:
         level = tasks[0].subsets["all"].decision.estimate.confidence_level
+        alpha = 1 - tasks[0].subsets["all"].difference.confidence_level
         found.append(
             f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is {how}; the overall verdict is one question more and is not adjusted"
+            f"hold all at once, and p is {how} (it can be below {alpha:.3g} where such an interval still holds zero); the "
+            "overall verdict is one question more and is not adjusted"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
         found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")
@@ -448,7 +449,7 @@ def _warnings_of_runs(a: Run, b: Run) -> list[str]:
         if one.record.get("status", "complete") != "complete":
             warnings.append(f"run {side} is not complete")
         if isinstance(assumed := one.record.get("assumed"), str):
-            warnings.append(f"run {side}: {assumed}")
+            warnings.append(assumed)
         if isinstance(n_errors := one.record.get("n_errors"), int) and n_errors:
             warnings.append(f"{n_errors} requests of run {side} failed for good: their answers have no score")
     if difference := template_difference(a, b):
