@@ -400,7 +400,7 @@ def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, ho
         alpha = 1 - tasks[0].subsets["all"].difference.confidence_level
         found.append(
             f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is {how} (it can be below {alpha:.3g} where such an interval still holds zero); the "
+            f"hold all at once, and p is {how} (it can be below {alpha:.3g} where such an interval holds zero); the "
             "overall verdict is one question more and is not adjusted"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
