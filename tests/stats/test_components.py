@@ -264,6 +264,27 @@ def test_of_several_tasks_with_common_seeds_the_interval_for_both_covers_and_tha
         assert covered["item"] < 0.7
 
 
+@pytest.mark.parametrize("seeds", [(3, 4), (2, 5)])
+def test_with_a_baseline_of_other_seeds_one_task_is_crossed_difference(seeds):
+    rng = np.random.default_rng(2)
+    a, b = (planted_tasks(rng, 1, 40, n_seeds, 0.05)[0] for n_seeds in seeds)
+    expected, found = crossed_difference(a, b), crossed_tasks([b], [a])
+    for new, one in found.items():
+        assert (one.estimate, one.low, one.high) == pytest.approx(
+            (expected[new].estimate, expected[new].low, expected[new].high)
+        )
+
+
+def test_of_several_tasks_and_unmatched_seeds_the_interval_for_both_covers():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        a, b = (planted_tasks(rng, 3, 25, n_seeds, 0.03) for n_seeds in (3, 4))
+        one = crossed_tasks(b, a)["item + seed"]
+        covered += one.low <= 0 <= one.high
+    assert covered / 400 > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
 def test_one_seed_of_several_tasks_leaves_its_variance_unknown():
     found = crossed_tasks(planted_tasks(np.random.default_rng(1), 3, 30, 1, 0.05))
     assert found["item"].low is not None
@@ -271,3 +292,5 @@ def test_one_seed_of_several_tasks_leaves_its_variance_unknown():
     assert found["item + seed"].low is None
     with pytest.raises(InputError, match="the same seeds"):
         crossed_tasks([np.zeros((5, 2)), np.zeros((5, 3))])
+    with pytest.raises(InputError, match="other items"):
+        crossed_tasks([np.zeros((5, 2))], [np.zeros((6, 2))])
