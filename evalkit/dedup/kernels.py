@@ -27,7 +27,7 @@ EMPTY: Final = np.uint32(0xFFFFFFFF)
 
 _LANES: Final = 64
 _ROW: Final = np.uint64(_LANES)
-_SUMS, _MASK, _N_ROWS = 16, 21, 22  # after the 16 words of a block
+_SUMS, _MASK, _LAST, _KEPT, _MARK, _N_ROWS = 16, 21, 22, 23, 24, 25  # after the 16 words of a block
 _ALL, _TOP = np.uint32(0xFFFFFFFF), np.uint32(0x80000000)
 _BLOCK_BYTES: Final = 64
 _LENGTH_BYTES: Final = 8
@@ -235,8 +235,8 @@ def sha1_heads(data: Any, begins: Any, ends: Any, n: int, out: Any) -> None:
 def _sha1(data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, rows: Any, left: Any, out: Any) -> None:
     """Hash the shingles `which[:n_lanes]` side by side. FIPS 180-4.
 
-    Value r of lane l is `rows[r * _LANES + l]`: 16 words of a block, 5 of the sum, and a mask of the lanes whose
-    message has not ended.
+    Value r of lane l is `rows[r * _LANES + l]`: 16 words of a block, 5 of the sum, a mask of the lanes whose message
+    has not ended, and how it ends: in which word, which of its bits count, and the bit that is set behind them.
     """
     longest = 0
     for lane in range(n_lanes):
@@ -278,22 +278,21 @@ def _fill_block(data: Any, begins: Any, ends: Any, which: Any, n_lanes: int, blo
                     word = np.uint32(word << np.uint32(8)) | np.uint32(data[place] if place < len(data) else 0)
                 rows[t * _LANES + lane] = word
     # What was read behind the end goes, and a set bit comes in its place.
-    last = np.empty(_LANES, dtype=np.uint32)
-    kept, mark = np.empty(_LANES, dtype=np.uint32), np.empty(_LANES, dtype=np.uint32)
     for lane in range(_LANES):
         n_bits = np.uint32(8 * (left[lane] & 3))
         has_ended = left[lane] < 0
-        last[lane] = np.uint32(0 if has_ended else min(left[lane] >> 2, 16))
-        kept[lane] = np.uint32(0 if has_ended else ~np.uint32(_ALL >> n_bits))
-        mark[lane] = np.uint32(0 if has_ended else _TOP >> n_bits)
+        rows[_LAST * _LANES + lane] = np.uint32(0 if has_ended else min(left[lane] >> 2, 16))
+        rows[_KEPT * _LANES + lane] = np.uint32(0 if has_ended else ~np.uint32(_ALL >> n_bits))
+        rows[_MARK * _LANES + lane] = np.uint32(0 if has_ended else _TOP >> n_bits)
         rows[_MASK * _LANES + lane] = np.uint32(_ALL if left[lane] >= -_LENGTH_BYTES else 0)
     for t in range(16):
         row = np.uint32(t)
         for lane in range(_LANES):
             word = rows[t * _LANES + lane]
-            end = np.uint32((word & kept[lane]) | mark[lane])
-            after = end if row == last[lane] else np.uint32(0)
-            rows[t * _LANES + lane] = word if row < last[lane] else after
+            end = np.uint32((word & rows[_KEPT * _LANES + lane]) | rows[_MARK * _LANES + lane])
+            last = rows[_LAST * _LANES + lane]
+            after = end if row == last else np.uint32(0)
+            rows[t * _LANES + lane] = word if row < last else after
     for lane in range(n_lanes):
         if left[lane] < _BLOCK_BYTES - _LENGTH_BYTES:
             n_bits = (left[lane] + block * _BLOCK_BYTES) * 8
