@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ _ARRAYS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """One text of one benchmark item: numbers into the list of benchmarks and their items, and the item's hash."""
 
@@ -121,6 +122,12 @@ class Index:
     code_fold: FoldTable
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        # As those that are mapped from files are: numba compiles anew for arrays that may be written to.
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+
     @cached_property
     def field_sizes(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each field."""
@@ -167,7 +174,7 @@ class Index:
         """The normalisation of text and of code in the form that the kernels take."""
         return self.fold.arrays, self.code_fold.arrays
 
-    @property
+    @cached_property
     def is_code(self) -> npt.NDArray[np.bool_]:
         """Whether each field is code."""
         return np.array([field.is_code for field in self.fields], dtype=bool)
@@ -175,7 +182,7 @@ class Index:
     @property
     def n_modes(self) -> int:
         """2 when a field is code, so that each document must be read as code, too; otherwise 1."""
-        return 1 + any(field.is_code for field in self.fields)
+        return 1 + int(self.is_code.any())
 
     @property
     def seed_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
@@ -192,9 +199,10 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     """Index all fields of all items for runs of at least `n` tokens."""
     fields, texts = [], []
     for b, benchmark in enumerate(benchmarks):
+        is_code = cache(benchmark.is_code)
         for i, item in enumerate(benchmark.items):
             for name, text in item.fields.items():
-                fields.append(Field(b, i, name, item.doc_hash, benchmark.is_code(name)))
+                fields.append(Field(b, i, name, item.doc_hash, is_code(name)))
                 texts.append(text)
     hashes, token_sizes, bounds = tokenise(texts, [field.is_code for field in fields])
     sizes = np.diff(bounds)
@@ -254,14 +262,15 @@ def _supports(
     benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
 ) -> list[list[str]]:
     """For each field, what should follow a short question: its choices, or else its answer."""
-    supports = []
-    for field, size in zip(fields, sizes.tolist(), strict=True):
-        texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
-        if field.name == QUESTION and size < SHORTEST_NEAR:
+    supports: list[list[str]] = [[] for _ in fields]
+    for number in np.flatnonzero(sizes < SHORTEST_NEAR).tolist():
+        field = fields[number]
+        if field.name == QUESTION:
+            texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
             for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
                 if kind_of_field(name) in texts and any(map(str.isalnum, text)):
                     texts[kind_of_field(name)].append(text)
-        supports.append(texts[CHOICES] or texts[ANSWER][:1])
+            supports[number] = texts[CHOICES] or texts[ANSWER][:1]
     return supports
 
 
@@ -291,7 +300,7 @@ def save_index(index: Index, folder: Path) -> None:
             "n": index.n,
             "n_not_indexed": index.n_not_indexed,
             "fingerprint": index.fingerprint,
-            "fields": [tuple(vars(field).values()) for field in index.fields],
+            "fields": list(map(attrgetter(*Field.__slots__), index.fields)),
         },
     )
 
@@ -346,7 +355,7 @@ def tokenise(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the hashes of all tokens of all texts, their sizes in characters, and the bounds of the texts."""
     # Lone surrogates cannot be encoded; they match nothing, so they may become any separator.
-    safe = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    safe = [text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
 
     def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -367,6 +376,22 @@ def distinct_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the different values, ascending: by sorting, which is several times as fast as `numpy.unique` is."""
     ordered = np.sort(values)
     return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
+
+
+def first_of_each(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where each different value stands first, in the order of the values."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    return np.asarray(order[np.append(True, ordered[1:] != ordered[:-1])[: len(order)]])
+
+
+def numbers_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the rank of each value among the different ones: fast where they lie nearly in order."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    numbers = np.empty(len(values), dtype=np.int64)
+    numbers[order] = np.cumsum(np.append(0, ordered[1:] != ordered[:-1])[: len(order)])
+    return numbers
 
 
 def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -422,28 +447,25 @@ def _postings(
     most: int | None = None,
 ) -> _Postings:
     """Group windows by their keys; leave out those that occur in more than `most` places."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    first = np.flatnonzero(np.append(len(keys) > 0, ordered[1:] != ordered[:-1]))
-    n_places = np.diff(np.append(first, len(keys)))
-    distinct = ordered[first]
+    slots, n_slots = kernels.group(keys, *_empty_table(len(keys)))
+    n_places = np.bincount(slots, minlength=n_slots)
     if most is not None:
         is_rare = n_places <= most
-        order = order[np.repeat(is_rare, n_places)]
-        distinct, n_places = distinct[is_rare], n_places[is_rare]
-        first = np.cumsum(n_places) - n_places
-    size = 1 << max(4, int(2 * len(distinct)).bit_length())
-    table_keys = np.zeros(size, dtype=np.uint64)
-    table_slots = np.full(size, -1, dtype=np.int64)
+        chosen = np.flatnonzero(is_rare[slots])
+        slots, texts, places = (np.cumsum(is_rare) - 1)[slots[chosen]], texts[chosen], places[chosen]
+        keys, n_places = keys[chosen], n_places[is_rare]
+    start = np.append(0, np.cumsum(n_places))
+    order = kernels.order_of_groups(slots, start)
+    distinct = keys[order[start[:-1]]]
+    table_keys, table_slots = _empty_table(len(distinct))
     kernels.fill_table(distinct, table_keys, table_slots)
-    return _Postings(
-        distinct=distinct,
-        keys=table_keys,
-        slots=table_slots,
-        start=np.append(first, len(order)).astype(np.int64),
-        texts=texts[order],
-        places=places[order],
-    )
+    return _Postings(distinct, table_keys, table_slots, start, texts[order], places[order])
+
+
+def _empty_table(n_keys: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """An open-addressing table that so many keys fill to a half at most."""
+    size = 1 << max(4, int(2 * n_keys).bit_length())
+    return np.zeros(size, dtype=np.uint64), np.full(size, -1, dtype=np.int64)
 
 
 def _weights(
@@ -468,10 +490,9 @@ def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:
     digest = hashlib.sha256(f"normalisation {VERSION}, n {n}".encode())
     for benchmark in benchmarks:
         digest.update(b"\x00benchmark\x00" + benchmark.name.encode())
+        is_code = cache(benchmark.is_code)
         for item in benchmark.items:
-            if not item.fields:
-                continue
-            digest.update(b"\x00item\x00" + item.doc_hash.encode())
-            for name, text in item.fields.items():
-                digest.update(f"\x00{name}\x00{benchmark.is_code(name)}\x00{text}".encode("utf-8", "replace"))
+            if item.fields:
+                texts = "".join(f"\x00{name}\x00{is_code(name)}\x00{text}" for name, text in item.fields.items())
+                digest.update(f"\x00item\x00{item.doc_hash}{texts}".encode("utf-8", "replace"))
     return digest.hexdigest()
