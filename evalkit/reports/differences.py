@@ -23,6 +23,7 @@ from evalkit.stats.components import (
     crossed,
     crossed_difference,
     crossed_tasks,
+    sd_interval,
 )
 from evalkit.stats.decisions import Decision, DecisionRule, decide
 from evalkit.stats.discordance import mcnemar
@@ -446,8 +447,7 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
         return Noise(**sizes, matched=joined.share_draws, intervals={}, warnings=("no two items have all answers",))
     kept = _kept(joined.clusters(), whole)
     a, b = a[whole], b[whole]
-    sides = [crossed(of.mean(axis=2), (ITEM, SEED), confidence_level=confidence_level) for of in (a, b)]
-    spreads = [side.spreads[0] if of.shape[1] > 1 else None for side, of in zip(sides, (a, b), strict=True)]
+    spreads = [_seed_sd(of.mean(axis=(0, 2)), confidence_level) for of in (a, b)]
     if joined.share_draws and a.shape == b.shape:
         found = crossed(b - a, (ITEM, SEED), answers=True, cluster=kept, confidence_level=confidence_level)
         intervals, components = found.intervals, found.components
@@ -468,6 +468,15 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
         designs=designs,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _seed_sd(means: Floats, confidence_level: float) -> Component | None:
+    """The standard deviation of a run's mean scores over seeds; None with one seed."""
+    if len(means) == 1:
+        return None
+    variance = float(means.var(ddof=1))
+    low, high = sd_interval(variance, len(means) - 1, confidence_level=confidence_level)
+    return Component((SEED,), variance, float(np.sqrt(variance)), low, high, confidence_level, method="chi-squared")
 
 
 def _kept(labels: list[str] | None, whole: npt.NDArray[np.bool_]) -> list[str] | None:
