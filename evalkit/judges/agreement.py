@@ -107,7 +107,9 @@ def agreement(
     """
     given = np.asarray(ratings)
     if given.ndim != 2 or given.shape[1] < 2:
-        raise InputError(f"ratings of shape {given.shape}", do="Give a row for each unit and a column for each of two raters")
+        raise InputError(
+            f"ratings of shape {given.shape}", do="Give a row for each unit and a column for each of two raters"
+        )
     q = len(categories)
     if given.min(initial=0) < -1 or given.max(initial=0) >= q:
         raise InputError(f"a rating is not one of {q} categories", do="Number them from 0; -1 is no rating")

@@ -160,7 +160,9 @@ def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> Length
         total = values.sum(axis=1)
         if np.isnan(values).any() or not np.ptp(values[:, 1] - values[:, 0]):
             continue
-        columns.append((np.divide(values[:, 1] - values[:, 0], total, out=np.zeros(len(pairs)), where=total > 0))[rows.pair])
+        columns.append(
+            (np.divide(values[:, 1] - values[:, 0], total, out=np.zeros(len(pairs)), where=total > 0))[rows.pair]
+        )
         names.append(name)
     fitted = fit_logistic(np.column_stack(columns), rows.outcome, rows.cluster, weights=rows.weight)
     if fitted is None:
@@ -193,7 +195,9 @@ def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> Length
         model_b=str(pairs.model_b[0]),
         win_rate=win_rate,
         length=coefficient(1, "the log odds for each unit of tanh(length difference / its SD)"),
-        position=coefficient(by_name["position"], "the log odds of being shown first") if "position" in by_name else None,
+        position=coefficient(by_name["position"], "the log odds of being shown first")
+        if "position" in by_name
+        else None,
         styles=tuple(
             coefficient(at, f"the log odds of {name}, from all of them in A to all in B")
             for name, at in by_name.items()

@@ -200,7 +200,9 @@ def position_bias(
         first_twice=int(first.sum()),
         second_twice=int(second.sum()),
         tie_once=int((~consistent & ~first & ~second).sum()),
-        consistency=_named(mean_score(consistent.astype(float), cluster=cluster, **level), "the share of consistent pairs"),
+        consistency=_named(
+            mean_score(consistent.astype(float), cluster=cluster, **level), "the share of consistent pairs"
+        ),
         conflict=_named(mean_score((first | second).astype(float), cluster=cluster, **level), "the conflict rate"),
         first_pick=_first_pick(picks, known.cluster, confidence_level),
         direction=direction,

@@ -26,7 +26,9 @@ from evalkit.judges.style import STYLES, looks
 
 Row = Mapping[str, Any]
 
-_TIES: Final = frozenset({"tie", "draw", "c", "both", "neither", "equal", "same", "tie (inconsistent)", "tie (bothbad)"})
+_TIES: Final = frozenset(
+    {"tie", "draw", "c", "both", "neither", "equal", "same", "tie (inconsistent)", "tie (bothbad)"}
+)
 _A: Final = frozenset({"a", "model_a", "model_1", "output_1", "1", "[[a]]"})
 _B: Final = frozenset({"b", "model_b", "model_2", "output_2", "2", "[[b]]"})
 _FIRST_A: Final = frozenset({"ab", "original", "first", "a", "false", "0"})
@@ -197,7 +199,9 @@ def _rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
         except ValueError:
             whole = None  # JSON lines are often called .json
         if whole is not None:
-            return [(number, row) for number, row in enumerate(_listed(whole), 1) if _is_object(row, path, number, troubles)]
+            return [
+                (number, row) for number, row in enumerate(_listed(whole), 1) if _is_object(row, path, number, troubles)
+            ]
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -394,7 +398,9 @@ def _arena_hard(row: Row, columns: Mapping[str, str], number: int) -> Iterator[d
         score = game.get("score") if isinstance(game, dict) else None
         label = str(score or "").replace(">>", ">").replace("<<", "<").strip("[]").upper()
         second = "b" if first == "a" else "a"
-        winner = {"A>B": first, "B<A": first, "B>A": second, "A<B": second, "A=B": "tie", "B=A": "tie"}.get(label, score)
+        winner = {"A>B": first, "B<A": first, "B>A": second, "A<B": second, "A=B": "tie", "B=A": "tie"}.get(
+            label, score
+        )
         raw = _plain_text(game.get("judgment") or score) if isinstance(game, dict) else None
         # "A" and "B" alone would be positions here, not models.
         yield base | {"order": order, "raw": raw, "winner": winner if winner in ("a", "b", "tie") else None}
@@ -460,7 +466,9 @@ def _winner(made: dict[str, Any], place: Trouble, troubles: list[Trouble]) -> st
         return "b"
     if said != "error":
         made["raw"] = made.get("raw") or (None if _missing(value) else str(value))
-    reason = "there is no verdict" if not said else "the verdict cannot be read" if said != "error" else "the judge failed"
+    reason = (
+        "there is no verdict" if not said else "the verdict cannot be read" if said != "error" else "the judge failed"
+    )
     troubles.append(Trouble(place.file, place.row, place.column, f"{reason} ({str(value)[:40]!r})", "error"))
     return "error"
 
@@ -563,7 +571,9 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
         key = (row["judge"], row["pair_id"], row.get("order"), row.get("repeat") or 0)
         if (before := seen.get(key)) is not None:
             same = before["winner"] == row["winner"]
-            what = "the same verdict stands there before" if same else "another verdict of this call stands there before"
+            what = (
+                "the same verdict stands there before" if same else "another verdict of this call stands there before"
+            )
             hint = "" if row.get("repeat") is not None else " (a column `repeat` would make it a repetition)"
             troubles.append(Trouble(file, number, "pair_id", f"{what}{hint}"))
             continue
@@ -604,7 +614,9 @@ def read_labels(path: Path) -> dict[str, str]:
         value = next((row[key] for key in ("label", "winner") if not _missing(row.get(key))), None)
         if name is None or value is None:
             raise InputError(
-                "a label needs the columns pair_id (or doc_hash) and label", where=f"{path}, row {number}", do="Add them"
+                "a label needs the columns pair_id (or doc_hash) and label",
+                where=f"{path}, row {number}",
+                do="Add them",
             )
         try:
             label = _label(value, "a", "b")
