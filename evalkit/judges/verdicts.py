@@ -116,7 +116,7 @@ def read_verdicts(
     found: list[dict[str, Any]] = []
     formats, n_rows = {}, 0
     for path in paths:
-        rows = _rows_of(path, troubles)
+        rows = rows_of(path, troubles)
         first = next((row for _, row in rows), None)
         if first is None:
             raise InputError("there is no row", where=str(path), do="Give a file with verdicts")
@@ -168,7 +168,7 @@ def _check_columns(row: Row, columns: Mapping[str, str], path: Path) -> None:
 # -- Files as rows ---------------------------------------------------------------------------------------------------
 
 
-def _rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
+def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
     """All rows with their numbers, from 1; lines that are no JSON objects are listed."""
     name = path.name.lower()
     try:
@@ -605,7 +605,7 @@ def read_labels(path: Path) -> dict[str, str]:
         The file cannot be read, lacks a column, has an unknown label, or labels a pair twice in different ways.
     """
     troubles: list[Trouble] = []
-    rows = _rows_of(path, troubles)
+    rows = rows_of(path, troubles)
     if troubles:
         raise InputError(troubles[0].reason, where=f"{path}, row {troubles[0].row}", do="Mend the file")
     found: dict[str, str] = {}
