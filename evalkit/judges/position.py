@@ -182,7 +182,7 @@ def position_bias(
     lead = _lead(known)
     codes, sizes = cluster_codes(cluster, len(known))
     bias = _named(t_interval(lead, codes, sizes, **level), "the lead of the first position, P(first) - P(second)")
-    bias = _mended(bias, lead)
+    bias = mended(bias, lead)
     direction, test = _direction(first, second, known.cluster, confidence_level)
     excess, excess_p = _excess(pairs, confidence_level)
     noise = _noise(pairs, confidence_level)
@@ -234,8 +234,8 @@ def _lead(pairs: Pairs) -> Floats:
     return found
 
 
-def _mended(found: Estimate, values: Floats) -> Estimate:
-    """Where all pairs are alike there is no spread; the exact interval of so many equal answers bounds the mean."""
+def mended(found: Estimate, values: Floats) -> Estimate:
+    """Give an interval where all pairs are alike: the exact one of so many equal answers bounds the mean."""
     if found.low is not None or np.ptp(values) > 0 or found.n < MIN_CLUSTERS:
         return found
     # Clopper and Pearson's end for n of n, of the share of pairs that are not like these; each is off by 2 at most.
