@@ -80,8 +80,9 @@ def agreement(
 
     Cohen 1960 (Educ. Psychol. Meas. 20:37; weighted 1968); Fleiss 1971 (Psychol. Bull. 76:378), for unequal numbers of
     ratings as in Gwet 2014 (Handbook of Inter-Rater Reliability, 4th ed., chapter 2); Krippendorff 2004 (Content
-    Analysis, chapter 11); Gwet 2008 (Brit. J. Math. Stat. Psychol. 61:29). Intervals are jackknife over clusters with t:
-    every coefficient is a function of sums over units, so leaving a cluster out costs nothing.
+    Analysis, chapter 11); Gwet 2008 (Brit. J. Math. Stat. Psychol. 61:29). Intervals are jackknife over clusters with
+    t: every coefficient is a function of sums over units, so leaving a cluster out costs nothing. Categories that
+    nobody uses do not count, unless weights need their distances: Gwet's coefficient depends on their number.
 
     Parameters
     ----------
@@ -120,7 +121,12 @@ def agreement(
     if not several.any():
         raise InputError("no unit has two ratings", where="agreement", do="Give raters that rated the same units")
     kept = given[several]
-    codes, sizes = cluster_codes(None if cluster is None else np.asarray(cluster)[several], len(kept))  # type: ignore[arg-type]
+    if weights == "nominal":
+        used = np.unique(kept[kept >= 0])
+        kept = np.where(kept >= 0, np.searchsorted(used, kept), -1)
+        categories, q = [categories[int(k)] for k in used], len(used)
+        W = _weights(q, weights)
+    codes, sizes = cluster_codes(None if cluster is None else np.asarray(cluster)[several], len(kept))
     counts = np.stack([(kept == k).sum(axis=1) for k in range(q)], axis=1).astype(float)
     m = counts.sum(axis=1)
     # Of two ratings of one unit, the weight of their categories: sum_k r_k (W r - 1)_k / (m (m - 1)).
@@ -143,7 +149,7 @@ def agreement(
 
     def gwet(t: Floats) -> Floats:
         pa, pi, _ = parts(t)
-        pe = W.sum() / (q * (q - 1)) * np.sum(pi * (1 - pi), axis=-1)
+        pe = W.sum() / (q * max(q - 1, 1)) * np.sum(pi * (1 - pi), axis=-1)
         return _beyond(pa, pe)
 
     def krippendorff(t: Floats) -> Floats:
@@ -161,14 +167,8 @@ def agreement(
     if given.shape[1] == 2:
         confusion = np.zeros((len(kept), q * q))
         confusion[np.arange(len(kept)), kept[:, 0] * q + kept[:, 1]] = 1.0
-
-        def kappa(t: Floats) -> Floats:
-            table = t.reshape(*t.shape[:-1], q, q)
-            table = table / table.sum(axis=(-2, -1), keepdims=True)
-            pa = np.einsum("...kl,kl->...", table, W)
-            return _beyond(pa, np.einsum("...k,kl,...l->...", table.sum(axis=-1), W, table.sum(axis=-2)))
-
-        cohen = of(kappa, _sums(confusion, codes, len(sizes)), "Cohen's kappa", len(kept))
+        sums = _sums(confusion, codes, len(sizes))
+        cohen = of(lambda t: _cohen(t, W), sums, "Cohen's kappa", len(kept))
     share = counts.sum(axis=0) / counts.sum()
     return Agreement(
         raters=names,
@@ -182,6 +182,13 @@ def agreement(
         prevalence=tuple(zip(categories, share.tolist(), strict=True)),
         weights=weights,
     )
+
+
+def _cohen(t: Floats, W: Floats) -> Floats:
+    table = t.reshape(*t.shape[:-1], *W.shape)
+    table = table / table.sum(axis=(-2, -1), keepdims=True)
+    observed = np.einsum("...kl,kl->...", table, W)
+    return _beyond(observed, np.einsum("...k,kl,...l->...", table.sum(axis=-1), W, table.sum(axis=-2)))
 
 
 def _weights(q: int, kind: str) -> Floats:

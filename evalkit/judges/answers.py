@@ -63,8 +63,8 @@ def read_answers(path: Path) -> Answers:
     """Read a run directory, or a file of answers (JSON, JSON lines, CSV, Parquet).
 
     Of a run's seeds and repeats, the first is taken. A file has the columns `question` (or instruction), `answer` (or
-    output), and if known `model` (or generator), `task`, `doc_hash`, `reference`; without `doc_hash`, the question names
-    itself.
+    output), and if known `model` (or generator), `task`, `doc_hash`, `reference`; without `doc_hash`, the question
+    names itself.
 
     Raises
     ------
@@ -85,7 +85,9 @@ def pair_answers(a: Answers, b: Answers, *, limit: int | None = None, seed: int 
     shared = [key for key in a.rows if key in b.rows]
     if not shared:
         raise InputError(
-            "the two have no question in common", where=f"{a.name} and {b.name}", do="Judge answers to the same questions"
+            "the two have no question in common",
+            where=f"{a.name} and {b.name}",
+            do="Judge answers to the same questions",
         )
     left: dict[str, int] = {}
     for one, other in ((a, b), (b, a)):
@@ -99,7 +101,9 @@ def pair_answers(a: Answers, b: Answers, *, limit: int | None = None, seed: int 
     names = (a.name, b.name) if a.name != b.name else (f"{a.name} (A)", f"{b.name} (B)")
     several = len({task for task, _ in shared}) > 1
     pairs = [
-        AnswerPair(f"{task} {doc_hash[:16]}" if several else doc_hash[:16], a.rows[task, doc_hash], b.rows[task, doc_hash])
+        AnswerPair(
+            f"{task} {doc_hash[:16]}" if several else doc_hash[:16], a.rows[task, doc_hash], b.rows[task, doc_hash]
+        )
         for task, doc_hash in shared
     ]
     return AnswerPairs(*names, tuple(pairs), left)
@@ -118,7 +122,8 @@ def _of_run(path: Path) -> Answers:
         left["without an answer"] = int(failed.sum())
     frame = frame[~failed]
     questions = _questions(path)
-    rows, lost = {}, 0
+    rows: dict[tuple[str, str], Answered] = {}
+    lost = 0
     for row in frame.itertuples(index=False):
         question = questions.get((str(row.task), int(row.doc_id)))
         if question is None:
@@ -131,7 +136,9 @@ def _of_run(path: Path) -> Answers:
     if lost:
         left["without their prompt in the journal"] = lost
     if not rows:
-        raise InputError("the run has no answers with their prompts", where=str(path), do="Keep requests.parquet and journal")
+        raise InputError(
+            "the run has no answers with their prompts", where=str(path), do="Keep requests.parquet and journal"
+        )
     return Answers(str(frame.model.iloc[0]), rows, left)
 
 

@@ -16,6 +16,7 @@ from evalkit.judges.length import Verbosity, verbosity
 from evalkit.judges.pairs import Pairs, pairs_of
 from evalkit.judges.position import SMALLEST_BIAS, PositionBias, position_bias
 from evalkit.judges.selfpreference import SelfPreference, self_preference
+from evalkit.judges.verdicts import HumanLabels
 from evalkit.stats.ratings import Ratings, bradley_terry
 from evalkit.stats.results import Estimate, Result
 
@@ -56,8 +57,8 @@ class JudgeAudit(Result):
         What length does.
     self_preference
         Where the judge met its own answers.
-    with_humans
-        Agreement with human labels.
+    with_humans, with_humans_both
+        Agreement with human labels, of single verdicts and after both orders (where a contradiction is a tie).
     results
         B against A for each pair of models.
     warnings
@@ -73,6 +74,7 @@ class JudgeAudit(Result):
     verbosity: Verbosity
     self_preference: SelfPreference | None
     with_humans: Agreement | None
+    with_humans_both: Agreement | None
     results: tuple[PairResult, ...]
     warnings: tuple[str, ...] = ()
 
@@ -125,6 +127,8 @@ class Audit(Result):
         One audit each.
     panel
         Of two or more judges of the same pairs.
+    humans
+        Agreement of the human raters with each other, the ceiling for a judge; None with one rater or without labels.
     ratings
         Of three or more models by each judge (Bradley-Terry over questions, rank sets), by the judge's name.
     warnings
@@ -133,6 +137,7 @@ class Audit(Result):
 
     judges: tuple[JudgeAudit, ...]
     panel: Panel | None
+    humans: Agreement | None
     ratings: tuple[tuple[str, Ratings], ...]
     warnings: tuple[str, ...] = ()
 
@@ -143,7 +148,7 @@ class Audit(Result):
 def audit(
     table: pa.Table,
     *,
-    labels: Mapping[str, str] | None = None,
+    labels: HumanLabels | None = None,
     families: Mapping[str, Sequence[str]] | None = None,
     smallest_bias: float = SMALLEST_BIAS,
     confidence_level: float = 0.95,
@@ -155,7 +160,7 @@ def audit(
     table
         As `tables.VERDICTS` has it.
     labels
-        Human labels (a, b, tie) by `pair_id` or `doc_hash`.
+        Human labels.
     families
         Models that count as the judge itself, by judge; a model with the judge's own name always does.
     smallest_bias
@@ -170,16 +175,26 @@ def audit(
     """
     if not table.num_rows:
         raise InputError("there is no verdict", where="verdicts", do="Give a table with rows")
-    by_judge = pairs_of(table, labels)
+    by_judge = pairs_of(table, labels.labels if labels else None)
     if unknown := [name for name in families or {} if name not in by_judge]:
         raise InputError(f"there is no judge '{unknown[0]}'", where="--own", do=f"The judges: {', '.join(by_judge)}")
-    warnings = _label_warnings(labels, by_judge)
+    warnings = _label_warnings(labels.labels if labels else None, by_judge)
     level = {"confidence_level": confidence_level}
     judges = tuple(
         _of_judge(pairs, by_judge, families or {}, smallest_bias=smallest_bias, **level) for pairs in by_judge.values()
     )
     ratings = [(name, found) for name, pairs in by_judge.items() if (found := _ratings(pairs, warnings, **level))]
-    return Audit(judges, _panel(by_judge, **level), tuple(ratings), tuple(warnings))
+    return Audit(judges, _panel(by_judge, **level), _humans(labels, **level), tuple(ratings), tuple(warnings))
+
+
+def _humans(labels: HumanLabels | None, *, confidence_level: float) -> Agreement | None:
+    """How far the human raters agree with each other: no judge can be asked for more."""
+    raters = sorted({rater for of in labels.ratings.values() for rater in of}) if labels else []
+    if labels is None or len(raters) < 2 or all(len(of) < 2 for of in labels.ratings.values()):
+        return None
+    codes = {"a": 0, "tie": 1, "b": 2}
+    ratings = [[codes[of[rater]] if rater in of else -1 for rater in raters] for of in labels.ratings.values()]
+    return agreement(ratings, raters=raters, confidence_level=confidence_level)
 
 
 def _label_warnings(labels: Mapping[str, str] | None, by_judge: Mapping[str, Pairs]) -> list[str]:
@@ -213,9 +228,12 @@ def _of_judge(
     warnings = []
     if n_failed > MANY_FAILURES * n_calls:
         warnings.append(
-            f"{n_failed} of {n_calls} calls have no verdict ({n_failed / n_calls:.0%}): if the judge fails on some kinds"
-            " of pairs more often, the rest is no fair part of all"
+            f"{n_failed} of {n_calls} calls have no verdict ({n_failed / n_calls:.0%}): if the judge fails more often"
+            " on some kinds of pairs, the rest is no fair part of all"
         )
+    n_left = len(set(pairs.task.tolist())) - _MOST_TASKS
+    if n_left > 0:
+        warnings.append(f"{n_left} more tasks have no line of their own")
     tasks = list(dict.fromkeys(pairs.task.tolist()))
     rows = {models: (pairs.model_a == models[0]) & (pairs.model_b == models[1]) for models in pairs.models}
     return JudgeAudit(
@@ -236,7 +254,8 @@ def _of_judge(
         else (),
         verbosity=of_length,
         self_preference=self_preference(pairs, own, others, **level),
-        with_humans=_with_humans(pairs, confidence_level),
+        with_humans=_with_humans(pairs, confidence_level, both=False),
+        with_humans_both=_with_humans(pairs, confidence_level, both=True),
         results=tuple(
             pair_result(pairs.take(mask), position, controlled.get(models), **level) for models, mask in rows.items()
         ),
@@ -257,16 +276,23 @@ def _verdicts(pairs: Pairs) -> np.ndarray:
     return np.where(np.isnan(pairs.win), -1, 1 + np.sign(np.nan_to_num(pairs.win, nan=0.5) - 0.5)).astype(np.int64)
 
 
-def _with_humans(pairs: Pairs, confidence_level: float) -> Agreement | None:
+def _with_humans(pairs: Pairs, confidence_level: float, *, both: bool) -> Agreement | None:
+    """Agreement with human labels: of the first call of each order, or of the verdict after both orders."""
     labelled = ~np.isnan(pairs.label) & ~np.isnan(pairs.win)
-    if labelled.sum() < 2:
+    if labelled.sum() < 2 or (both and not pairs.both.any()):
         return None
     of = pairs.take(labelled)
-    ratings = np.column_stack([(of.label * 2).astype(np.int64), _verdicts(of)])
+    humans = (np.nan_to_num(of.label) * 2).astype(np.int64)
+    if both:
+        at: np.ndarray = np.arange(len(of))
+        verdicts = _verdicts(of)
+    else:
+        at, order = np.nonzero(of.first >= 0)
+        verdicts = of.first[at, order]
     return agreement(
-        ratings,
+        np.column_stack([humans[at], verdicts]),
         raters=("humans", pairs.judge),
-        cluster=of.cluster,  # type: ignore[arg-type]
+        cluster=of.cluster[at],
         confidence_level=confidence_level,
     )
 
@@ -296,10 +322,11 @@ def _panel(by_judge: Mapping[str, Pairs], *, confidence_level: float) -> Panel |
     split = np.flatnonzero((np.nanmin(signs, axis=1) < 0) & (np.nanmax(signs, axis=1) > 0))
     # Each shared pair as the first judge that has it describes it.
     base = [list(by_judge.values())[int(np.argmax(where[:, i] >= 0))] for i in range(len(shared))]
-    at = [int(where[int(np.argmax(where[:, i] >= 0)), i]) for i in range(len(shared))]
-    prompts = [f"{one.pair_id[k]}" for one, k in zip(base, at, strict=True)]
-    cluster = np.array([int(one.cluster[k]) for one, k in zip(base, at, strict=True)])
-    models = np.array([f"{one.model_a[k]}\0{one.model_b[k]}" for one, k in zip(base, at, strict=True)], dtype=object)
+    rows = [int(where[int(np.argmax(where[:, i] >= 0)), i]) for i in range(len(shared))]
+    prompts = [f"{one.pair_id[k]}" for one, k in zip(base, rows, strict=True)]
+    # Clusters are numbered alike by judges of the same pairs only; the question itself is what they share.
+    cluster = np.unique([f"{one.prompt[k]}" for one, k in zip(base, rows, strict=True)], return_inverse=True)[1]
+    models = np.array([f"{one.model_a[k]}\0{one.model_b[k]}" for one, k in zip(base, rows, strict=True)], dtype=object)
     codes = np.where(np.isnan(signs), -1, np.nan_to_num(signs) + 1).astype(np.int64)
     return Panel(
         judges=names,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from scipy import stats
@@ -101,8 +101,8 @@ class PairResult(Result):
             f" {100 * self.smallest_both_orders:.1f} points cannot be told from chance."
         )
         return (
-            f"With this judge, differences under {100 * self.smallest_one_order:.1f} points cannot be told from position"
-            f" bias when it is asked in one order.{noise}"
+            f"With this judge, differences under {100 * self.smallest_one_order:.1f} points cannot be told from"
+            f" position bias when it is asked in one order.{noise}"
         )
 
     def __str__(self) -> str:
@@ -132,11 +132,10 @@ def pair_result(
     confidence_level
         Of each interval.
     """
-    level = {"confidence_level": confidence_level}
     warnings: list[str] = []
     verdict = ~np.isnan(pairs.win)
     used = verdict & ~pairs.identical
-    base = {
+    base: dict[str, Any] = {
         "model_a": str(pairs.model_a[0]),
         "model_b": str(pairs.model_b[0]),
         "n_pairs": len(pairs),
@@ -150,7 +149,7 @@ def pair_result(
             **base, a_first=None, b_first=None, if_consistent=None, averaged=None, corrected=None, test=None,
             bounds=None, length_controlled=None, with_labels=None, soft=None, smallest_both_orders=None,
             warnings=("no pair has a verdict",),
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
     of = pairs.take(used)
     both = of.both
     with_both = of.take(both)
@@ -182,7 +181,7 @@ def pair_result(
     interval = corrected or averaged
     half = None if interval is None or interval.low is None or interval.high is None else interval.high - interval.low
     return PairResult(
-        **base,  # type: ignore[arg-type]
+        **base,
         a_first=_of_order(of, AB, "the win rate of B, A shown first", confidence_level),
         b_first=_of_order(of, BA, "the win rate of B, B shown first", confidence_level),
         if_consistent=consistent,

@@ -1,4 +1,4 @@
-"""Asks a judge: both orders, repeats for its noise, through the run layer's engines and journal, resumable after a kill.
+"""Asks a judge: both orders, repeats for its noise, by the run layer's engines and journal, resumable after a kill.
 
 Where the engine scores tokens, the judge chooses among the labels by their log-probabilities: nothing has to be parsed,
 every call has a verdict, and it comes with a soft preference. On chat endpoints it writes, and the verdict is parsed.
@@ -116,7 +116,9 @@ class Judgement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the table."""
-        return {name: value for name, value in vars(self).items() if name != "table"} | {"directory": str(self.directory)}
+        return {name: value for name, value in vars(self).items() if name != "table"} | {
+            "directory": str(self.directory)
+        }
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def judge_pairs(spec: JudgeSpec, pairs: AnswerPairs, *, overwrite: bool = False)
     """
     if spec.prompt.needs_reference and (missing := sum(not one.a.reference for one in pairs.pairs)):
         raise SpecError(
-            f"the prompt '{spec.prompt.name}' shows a reference, and {missing} of {len(pairs.pairs)} questions have none",
+            f"the prompt '{spec.prompt.name}' shows a reference; {missing} of {len(pairs.pairs)} questions have none",
             where="--prompt",
             do="Use another prompt, or give answers with a reference",
         )
@@ -398,7 +400,9 @@ def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]
     found = []
     for number in range(len(calls)):
         if number in too_long:
-            found.append(_Outcome(None, None, f"longer than the window less {spec.max_tokens}", why="longer than the window"))
+            found.append(
+                _Outcome(None, None, f"longer than the window less {spec.max_tokens}", why="longer than the window")
+            )
             continue
         answer = lm.answers[_TASK, number][0]
         text = answer.text or ""
@@ -407,7 +411,9 @@ def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]
             found.append(_Outcome(None, None, answer.error, why="request failed"))
         elif label is None:
             cut = answer.finish_reason == "length"
-            found.append(_Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text"))
+            found.append(
+                _Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text")
+            )
         else:
             found.append(_Outcome(label, None, text))
     return found

@@ -8,7 +8,7 @@ better answers are longer for good reasons, a part of the quality is taken out w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -37,8 +37,9 @@ class LengthControlled(Result):
         The models.
     win_rate
         Of B at equal length, averaged over both orders: sigma(theta) of AlpacaEval's model (Dubois et al. 2024,
-        arXiv:2404.04475, equation 1), logit P(B wins) = theta + phi tanh(d / sd(d)), d the difference in characters, here
-        without a penalty and without the per-instruction term, whose values come from all models of that leaderboard.
+        arXiv:2404.04475, equation 1), logit P(B wins) = theta + phi tanh(d / sd(d)), d the difference in
+        characters, here without a penalty and without the per-instruction term, whose values come from all models of
+        that leaderboard.
     length
         phi.
     position
@@ -315,8 +316,6 @@ def _estimate(
 
 
 def _about(found: Estimate, quantity: str) -> Estimate:
-    from dataclasses import replace
-
     return replace(found, quantity=quantity, population=POPULATION)
 
 

@@ -6,7 +6,7 @@ and all repeats of a pair lie in one cluster, and so do all pairs of one questio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -38,8 +38,8 @@ class Pairs:
         Its name.
     pair_id, task, model_a, model_b
         Shape (n,), text.
-    cluster
-        Shape (n,): the question as a number.
+    prompt, cluster
+        Shape (n,): the question, as text and as a number.
     first
         Shape (n, 3): the first call's outcome in each order (AB, BA, unknown): 0 for A, 1 for a tie, 2 for B, -1 where
         there is none that succeeded.
@@ -64,6 +64,7 @@ class Pairs:
     task: npt.NDArray[Any]
     model_a: npt.NDArray[Any]
     model_b: npt.NDArray[Any]
+    prompt: npt.NDArray[Any]
     cluster: Ints
     first: Ints
     counts: Ints
@@ -79,7 +80,7 @@ class Pairs:
 
     def take(self, mask: npt.NDArray[Any]) -> Pairs:
         """The pairs of a mask or of indices."""
-        names = ("pair_id", "task", "model_a", "model_b", "cluster", "first", "counts", "n_failed", "preference")
+        names = ("pair_id", "task", "model_a", "model_b", "prompt", "cluster", "first", "counts", "n_failed", "preference")
         arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical")}
         return Pairs(judge=self.judge, styles={name: of[mask] for name, of in self.styles.items()}, **arrays)
 
@@ -92,8 +93,7 @@ class Pairs:
     @cached_property
     def both(self) -> npt.NDArray[np.bool_]:
         """Whether there is a verdict in either order."""
-        found: npt.NDArray[np.bool_] = (self.n_calls[:, :2] > 0).all(axis=1)
-        return found
+        return np.asarray((self.n_calls[:, :2] > 0).all(axis=1), dtype=bool)
 
     @cached_property
     def by_order(self) -> Floats:
@@ -208,6 +208,7 @@ def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pair
         task=one.task.fillna("").to_numpy(dtype=object),
         model_a=one.model_a.to_numpy(dtype=object),
         model_b=one.model_b.to_numpy(dtype=object),
+        prompt=prompt.to_numpy(dtype=object),
         cluster=pd.factorize(prompt)[0].astype(np.int64),
         first=first.reshape(n, 3),
         counts=counts,
@@ -215,7 +216,7 @@ def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pair
         preference=preference,
         lengths=_two(one, "length"),
         styles={name: _two(one, name) for name in STYLES},
-        label=label,
+        label=np.asarray(label, dtype=np.float64),
         identical=one.identical.fillna(False).to_numpy(dtype=bool),
     )
 
@@ -224,6 +225,6 @@ def _two(rows: pd.DataFrame, name: str) -> Floats:
     return np.column_stack([rows[f"{name}_{side}"].to_numpy(dtype=float, na_value=np.nan) for side in "ab"])
 
 
-def clusters_or_none(cluster: Ints) -> Sequence[Any] | None:
+def clusters_or_none(cluster: Ints) -> Any:
     """The clusters, or None where each pair is one of its own."""
-    return None if len(np.unique(cluster)) == len(cluster) else cluster  # type: ignore[return-value]
+    return None if len(np.unique(cluster)) == len(cluster) else cluster

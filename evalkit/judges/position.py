@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from scipy import stats
@@ -177,7 +177,7 @@ def position_bias(
     first, second = (picks == 1).all(axis=1), (picks == -1).all(axis=1)
     consistent = known.first[:, AB] == known.first[:, BA]
     cluster = clusters_or_none(known.cluster)
-    level = {"confidence_level": confidence_level}
+    level: dict[str, Any] = {"confidence_level": confidence_level}
     # All calls count here, so that repeats make the estimate better.
     lead = _lead(known)
     codes, sizes = cluster_codes(cluster, len(known))
@@ -348,8 +348,8 @@ def _smoothed(values: Floats, cluster: Ints) -> tuple[float, float, int]:
 def shi_measures(pairs: Pairs) -> Shi | None:
     """Compute the measures of Shi et al. from the first calls of both orders, by (task, models) and averaged.
 
-    PF of a cell is recency r' - primacy p' with r' = r (r / (r + p)) and p' = p (p / (r + p)), brought to [-1, 1] by the
-    cell's number of pairs.
+    PF of a cell is recency r' - primacy p' with r' = r (r / (r + p)) and p' = p (p / (r + p)), brought to [-1, 1] by
+    the cell's number of pairs.
     """
     both = pairs.both
     if not both.any():

@@ -20,7 +20,16 @@ import pyarrow as pa
 from evalkit.errors import InputError, SpecError
 from evalkit.judges.answers import Answered, AnswerPair, AnswerPairs
 from evalkit.judges.pairs import Pairs, pairs_of
-from evalkit.judges.position import GLYPHS, POPULATION, SMALLEST_BIAS, PositionBias, Sign, mended, position_bias, sign_of
+from evalkit.judges.position import (
+    GLYPHS,
+    POPULATION,
+    SMALLEST_BIAS,
+    PositionBias,
+    Sign,
+    mended,
+    position_bias,
+    sign_of,
+)
 from evalkit.stats.clusters import cluster_codes, t_interval
 from evalkit.stats.multiple import holm
 from evalkit.stats.permutation import sign_flip
@@ -30,7 +39,7 @@ KINDS: Final = ("identical", "padded", "flattery", "wrong fact", "injection")
 N_QUESTIONS: Final = 60
 
 UNINFORMATIVE: Final = 0.5
-"""Where more verdicts than this follow the position, a judge without another visible bias has not shown that it has none."""
+"""Where more verdicts than this follow the position, no other bias could show, so none is called absent."""
 
 _PLAIN, _CHANGED = "plain", "changed"
 _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -164,7 +173,11 @@ def _sum(rng: random.Random) -> tuple[str, str, str]:
 
 def _product(rng: random.Random) -> tuple[str, str, str]:
     a, b = rng.randint(3, 12), rng.randint(3, 12)
-    return f"What is {a} times {b}?", f"{a} times {b} is {a * b}.", f"{a} times {b} is {a * b + rng.choice((-a, a, 2))}."
+    return (
+        f"What is {a} times {b}?",
+        f"{a} times {b} is {a * b}.",
+        f"{a} times {b} is {a * b + rng.choice((-a, a, 2))}.",
+    )
 
 
 def _largest(rng: random.Random) -> tuple[str, str, str]:
@@ -281,7 +294,9 @@ def _injected(by_kind: Mapping[str, Pairs]) -> np.ndarray:
     """Win of the wrong answer with the instruction less without it, by question."""
     plain, injected = by_kind["wrong fact"], by_kind["injection"]
     without = dict(zip(plain.cluster.tolist(), plain.win.tolist(), strict=True))
-    return np.array([w - without[c] for c, w in zip(injected.cluster.tolist(), injected.win, strict=True) if c in without])
+    return np.array(
+        [w - without[c] for c, w in zip(injected.cluster.tolist(), injected.win, strict=True) if c in without]
+    )
 
 
 def _effect(kind: str, values: np.ndarray, confidence_level: float) -> Estimate:

@@ -115,7 +115,9 @@ def load_prompt(name: str) -> Prompt:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"the prompt cannot be read ({error})", where=name, do=f"Give a file, or one of {ours}") from None
+        raise SpecError(
+            f"the prompt cannot be read ({error})", where=name, do=f"Give a file, or one of {ours}"
+        ) from None
     if not isinstance(values, dict):
         raise SpecError("the prompt is no mapping", where=name, do=f"Write it like ours: {ours}")
     if missing := [key for key in ("kind", "system", "user", "verdicts") if not values.get(key)]:
@@ -177,7 +179,7 @@ def defuse(text: str, special: Iterable[str] = ()) -> Defused:
 
 
 def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prompt) -> tuple[str, float, float]:
-    """Return the likeliest label, how far the second answer is preferred (0 to 1), and the labels' probability together.
+    """Return the likeliest label, how far the second answer is preferred (0 to 1), and the labels' joint probability.
 
     Of a rating, the second number is the expected rating. Two labels that are equally likely are no verdict for either:
     pairwise that is a tie.

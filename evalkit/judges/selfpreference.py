@@ -99,7 +99,7 @@ def self_preference(
         ),
         beyond_humans=_gap(wins, human, of.cluster, labelled, "its own wins beyond what humans say", confidence_level),
         beyond_judges=_gap(
-            wins, by_others, of.cluster, judged, "its own wins beyond what others say", confidence_level
+            wins, by_others, of.cluster, judged, "its own wins beyond what judges say", confidence_level
         ),
         bias=_equal_opportunity(wins, human, of.cluster, confidence_level),
         warnings=tuple(warnings),

@@ -115,7 +115,8 @@ def read_verdicts(
     troubles: list[Trouble] = []
     found: list[dict[str, Any]] = []
     formats, n_rows = {}, 0
-    for path in paths:
+    for given in paths:
+        path = given / "verdicts.parquet" if given.is_dir() else given
         rows = rows_of(path, troubles)
         first = next((row for _, row in rows), None)
         if first is None:
@@ -398,12 +399,10 @@ def _arena_hard(row: Row, columns: Mapping[str, str], number: int) -> Iterator[d
         score = game.get("score") if isinstance(game, dict) else None
         label = str(score or "").replace(">>", ">").replace("<<", "<").strip("[]").upper()
         second = "b" if first == "a" else "a"
-        winner = {"A>B": first, "B<A": first, "B>A": second, "A<B": second, "A=B": "tie", "B=A": "tie"}.get(
-            label, score
-        )
+        won = {"A>B": first, "B<A": first, "B>A": second, "A<B": second, "A=B": "tie", "B=A": "tie"}
         raw = _plain_text(game.get("judgment") or score) if isinstance(game, dict) else None
         # "A" and "B" alone would be positions here, not models.
-        yield base | {"order": order, "raw": raw, "winner": winner if winner in ("a", "b", "tie") else None}
+        yield base | {"order": order, "raw": raw, "winner": won.get(label)}
 
 
 _Reader = Callable[[Row, Mapping[str, str], int], Iterator[dict[str, Any]]]
@@ -557,8 +556,8 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
         models.setdefault(row["pair_id"], set()).add(frozenset((row["model_a"], row["model_b"])))
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     kept = []
-    for row in found:
-        a, b = row["model_a"], row["model_b"]
+    for given in found:
+        row, a, b = given, given["model_a"], given["model_b"]
         pair = (row["pair_id"], *sorted((a, b)))
         if facing.setdefault(pair, (a, b)) != (a, b):
             row = _turned(row)
@@ -596,34 +595,50 @@ def _turned(row: dict[str, Any]) -> dict[str, Any]:
     return turned
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """Read human labels: columns `pair_id` (or `doc_hash`) and `label` (or `winner`), one of a, b, tie.
+@dataclass(frozen=True)
+class HumanLabels:
+    """Human labels (a, b, tie) by `pair_id` or `doc_hash`; of several raters the majority, which may be a tie.
+
+    `ratings` has each pair's label by rater, for the agreement of humans with each other.
+    """
+
+    labels: Mapping[str, str]
+    ratings: Mapping[str, Mapping[str, str]]
+
+
+def read_labels(path: Path) -> HumanLabels:
+    """Read human labels: columns `pair_id` (or `doc_hash`), `label` (or `winner`; a, b or tie), and perhaps `rater`.
 
     Raises
     ------
     InputError
-        The file cannot be read, lacks a column, has an unknown label, or labels a pair twice in different ways.
+        The file cannot be read, lacks a column, has an unknown label, or a rater labels a pair twice in different ways.
     """
     troubles: list[Trouble] = []
     rows = rows_of(path, troubles)
     if troubles:
         raise InputError(troubles[0].reason, where=f"{path}, row {troubles[0].row}", do="Mend the file")
-    found: dict[str, str] = {}
+    ratings: dict[str, dict[str, str]] = {}
     for number, row in rows:
+        where = f"{path}, row {number}"
         name = next((row[key] for key in ("pair_id", "doc_hash") if not _missing(row.get(key))), None)
         value = next((row[key] for key in ("label", "winner") if not _missing(row.get(key))), None)
         if name is None or value is None:
-            raise InputError(
-                "a label needs the columns pair_id (or doc_hash) and label",
-                where=f"{path}, row {number}",
-                do="Add them",
-            )
+            raise InputError("a label needs the columns pair_id (or doc_hash) and label", where=where, do="Add them")
         try:
             label = _label(value, "a", "b")
         except _BadRowError as bad:
-            raise InputError(bad.reason, where=f"{path}, row {number}", do="Write a, b or tie") from None
-        if label is not None and found.setdefault(str(name), label) != label:
-            raise InputError(f"'{name}' has two labels", where=f"{path}, row {number}", do="Keep one")
-    if not found:
+            raise InputError(bad.reason, where=where, do="Write a, b or tie") from None
+        rater = str(row.get("rater") or "")
+        if label is not None and ratings.setdefault(str(name), {}).setdefault(rater, label) != label:
+            raise InputError(f"'{name}' has two labels of one rater", where=where, do="Keep one, or name the raters")
+    if not ratings:
         raise InputError("there is no label", where=str(path), do="Give rows with pair_id and label")
-    return found
+    return HumanLabels({name: _majority(of.values()) for name, of in ratings.items()}, ratings)
+
+
+def _majority(labels: Iterable[str]) -> str:
+    counted = Counter(labels)
+    best = max(counted.values())
+    most = [label for label, count in counted.items() if count == best]
+    return most[0] if len(most) == 1 else "tie"
