@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalkit import tables
@@ -114,9 +116,16 @@ def read_verdicts(
         raise SpecError(f"'{kind}' is no format of verdicts", where="--format", do=f"Choose of {', '.join(FORMATS)}")
     troubles: list[Trouble] = []
     found: list[dict[str, Any]] = []
+    whole: list[pa.Table] = []
     formats, n_rows = {}, 0
     for given in paths:
         path = given / "verdicts.parquet" if given.is_dir() else given
+        if kind is None and not columns and _is_ours(path):
+            ready = tables.read(path, tables.VERDICTS)
+            formats[str(path)], n_rows = "verdicts table", n_rows + ready.num_rows
+            whole.append(ready)
+            troubles += _errors(path, ready)
+            continue
         rows = rows_of(path, troubles)
         first = next((row for _, row in rows), None)
         if first is None:
@@ -127,15 +136,32 @@ def read_verdicts(
         formats[str(path)] = chosen
         n_rows += len(rows)
         found += _normalised(path, chosen, rows, columns or {}, judge or path.name.split(".")[0], troubles)
-    kept = _settled(found, troubles)
-    if not any(row["winner"] != "error" for row in kept):
+    made = tables.from_rows(tables.VERDICTS, _settled(found, troubles))
+    table = tables.validate(pa.concat_tables([*whole, made]), tables.VERDICTS, source=", ".join(map(str, paths)))
+    if not pc.any(pc.not_equal(table.column("winner"), "error")).as_py():
         shown = f"; the first: {troubles[0]}" if troubles else ""
         raise InputError(
             f"not one of {n_rows} rows has a verdict that can be used{shown}",
             where=", ".join(map(str, paths)),
             do="Name the columns with --columns winner=..., or the format with --format",
         )
-    return Collected(tables.from_rows(tables.VERDICTS, kept), formats, n_rows, tuple(troubles))
+    return Collected(table, formats, n_rows, tuple(troubles))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether evalkit wrote the file; then pairs have one orientation and one name already."""
+    if not path.name.endswith(".parquet"):
+        return False
+    try:
+        return (pq.read_schema(path).metadata or {}).get(b"evalkit.table") is not None
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def _errors(path: Path, table: pa.Table) -> Iterator[Trouble]:
+    failed = np.flatnonzero(pc.equal(table.column("winner"), "error").to_numpy(zero_copy_only=False))
+    for row in failed.tolist():
+        yield Trouble(str(path), row + 1, "winner", "the judge failed", "error")
 
 
 def _kind_of(row: Row, path: Path) -> str:
