@@ -46,6 +46,8 @@ def judge_table(
             order.append(np.full(len(some), o))
             repeat.append(np.full(len(some), r))
     pair, order, repeat = map(np.concatenate, (pair, order, repeat))
+    # Two judges of one seed see the same pairs, and judge them by themselves.
+    rng = np.random.default_rng([seed, *judge.encode()])
     logit = (merit[pair] + per_100 * gap[pair] + own + position * (order - 0.5)) / noise
     winner = np.where(rng.random(len(pair)) < special.expit(logit), "b", "a").astype(object)
     winner[rng.random(len(pair)) < ties] = "tie"
