@@ -1,4 +1,4 @@
-"""Dependencies point one way: cli -> reports -> judges -> {runs, contamination, ...} -> {corpora, stats, ...} -> tables."""
+"""Dependencies point one way: cli -> reports -> judges -> {runs, contamination} -> {corpora, stats, ...} -> tables."""
 
 from __future__ import annotations
 

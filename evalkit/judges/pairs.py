@@ -80,7 +80,18 @@ class Pairs:
 
     def take(self, mask: npt.NDArray[Any]) -> Pairs:
         """The pairs of a mask or of indices."""
-        names = ("pair_id", "task", "model_a", "model_b", "prompt", "cluster", "first", "counts", "n_failed", "preference")
+        names = (
+            "pair_id",
+            "task",
+            "model_a",
+            "model_b",
+            "prompt",
+            "cluster",
+            "first",
+            "counts",
+            "n_failed",
+            "preference",
+        )
         arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical")}
         return Pairs(judge=self.judge, styles={name: of[mask] for name, of in self.styles.items()}, **arrays)
 

@@ -44,7 +44,7 @@ def test_three_models_are_rated_with_rank_sets():
         for s, (q, models) in enumerate([(1.5, ("x", "y")), (1.5, ("y", "z")), (3.0, ("x", "z"))])
     ]
     # Each call gets a pair of its own name above; what matters here is who beats whom.
-    (name, ratings), = audit(joined(*parts)).ratings
+    ((name, ratings),) = audit(joined(*parts)).ratings
     order = sorted(ratings.names, key=lambda one: -ratings.strengths[ratings.names.index(one)])
     assert name == "judge" and order == ["z", "y", "x"]
     best = ratings.names.index("z")

@@ -129,7 +129,16 @@ def _bare(tmp_path):
 
 def test_runs_are_judged_by_what_they_were_asked(tiny_model, tasks_dir, tmp_path):  # noqa: F811
     for name in ("one", "two"):
-        run(RunSpec(model=str(tiny_model), tasks="toy_gen", tasks_dir=tasks_dir, limit=4, out=tmp_path / name, dtype="float32"))
+        run(
+            RunSpec(
+                model=str(tiny_model),
+                tasks="toy_gen",
+                tasks_dir=tasks_dir,
+                limit=4,
+                out=tmp_path / name,
+                dtype="float32",
+            )
+        )
     pairs = pair_answers(read_answers(tmp_path / "one"), read_answers(tmp_path / "two"))
     assert len(pairs.pairs) == 4
     first = pairs.pairs[0]

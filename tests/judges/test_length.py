@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import statsmodels.api as sm
 from scipy import special
 

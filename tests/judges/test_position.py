@@ -126,7 +126,9 @@ def test_pairs_of_one_question_are_one_cluster():
     frame = table.to_pandas()
     copies = pa.concat_tables(
         pa.Table.from_pandas(
-            frame.assign(doc_hash=frame.pair_id, pair_id=frame.pair_id + f" copy {n}"), schema=table.schema, preserve_index=False
+            frame.assign(doc_hash=frame.pair_id, pair_id=frame.pair_id + f" copy {n}"),
+            schema=table.schema,
+            preserve_index=False,
         )
         for n in range(10)
     )

@@ -18,16 +18,21 @@ from evalkit.judges.position import position_bias
 from evalkit.judges.verdicts import read_verdicts
 
 
+def lines_of(path):
+    with gzip.open(path, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
 @pytest.fixture(scope="module")
 def llmbar(data_dir):
     path = data_dir / "judges" / "llmbar_verdicts.jsonl.gz"
-    published = [json.loads(line) for line in gzip.open(path, "rt")]
+    published = lines_of(path)
     return published, pairs_of(read_verdicts([path]).table)
 
 
 @pytest.fixture(scope="module")
 def alpaca(data_dir):
-    return [json.loads(line) for line in gzip.open(data_dir / "judges" / "alpaca_eval_verdicts.jsonl.gz", "rt")]
+    return lines_of(data_dir / "judges" / "alpaca_eval_verdicts.jsonl.gz")
 
 
 def test_all_24_alpaca_eval_rows_come_out_to_a_millionth(alpaca):

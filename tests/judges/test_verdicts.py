@@ -143,8 +143,9 @@ def test_votes_of_mt_bench_have_no_order(tmp_path):
 
 def test_arena_hard_games_are_labelled_by_position(tmp_path):
     games = [{"score": "A>>B", "judgment": "..."}, {"score": "A>B"}]
-    rows = [{"question_id": "q", "model": "new", "judge": "gpt-4", "games": games},
-            {"question_id": "r", "model": "new", "judge": "gpt-4", "games": [{"score": "A=B"}, {"score": None}]}]  # fmt: skip
+    row = {"model": "new", "judge": "gpt-4"}
+    rows = [row | {"question_id": "q", "games": games}]
+    rows.append(row | {"question_id": "r", "games": [{"score": "A=B"}, {"score": None}]})
     found = read_verdicts([lines(tmp_path / "new.jsonl", rows)])
     assert winners(found) == [("q", "ab", "a"), ("q", "ba", "b"), ("r", "ab", "tie"), ("r", "ba", "error")]
 
