@@ -25,6 +25,7 @@ MANY_FAILURES: Final = 0.05
 
 _LISTED: Final = 20
 _MOST_TASKS: Final = 30
+_FEWEST_BY_GAP: Final = 60
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class JudgeAudit(Result):
         Over all pairs.
     by_task, by_models
         The same by task and by pair of models, where there are several.
+    by_gap
+        The same by how far apart the answers are by the judge's own probabilities, in thirds; empty without them. The
+        averages over both orders are used, in which the position cancels.
     verbosity
         What length does.
     self_preference
@@ -71,6 +75,7 @@ class JudgeAudit(Result):
     position: PositionBias
     by_task: tuple[Slice, ...]
     by_models: tuple[Slice, ...]
+    by_gap: tuple[Slice, ...]
     verbosity: Verbosity
     self_preference: SelfPreference | None
     with_humans: Agreement | None
@@ -252,6 +257,7 @@ def _of_judge(
         )
         if len(rows) > 1
         else (),
+        by_gap=_by_gap(pairs, smallest_bias, confidence_level),
         verbosity=of_length,
         self_preference=self_preference(pairs, own, others, **level),
         with_humans=_with_humans(pairs, confidence_level, both=False),
@@ -269,6 +275,20 @@ def _slice(name: str, pairs: Pairs, smallest_bias: float, confidence_level: floa
     # Between several pairs of models A and B mean nothing.
     gap = abs(float(win.mean()) - 0.5) if len(win) and len(pairs.models) == 1 else None
     return Slice(name, gap, found)
+
+
+def _by_gap(pairs: Pairs, smallest_bias: float, confidence_level: float) -> tuple[Slice, ...]:
+    """Thirds of the pairs by |preference - 1/2|, the closest first."""
+    known = np.flatnonzero(pairs.both)
+    if not pairs.has_preferences or len(known) < _FEWEST_BY_GAP:
+        return ()
+    gaps = np.abs(pairs.soft[known] - 0.5)
+    thirds = np.array_split(known[np.argsort(gaps, kind="stable")], 3)
+    found = []
+    for name, some in zip(("close", "between", "far apart"), thirds, strict=True):
+        position = position_bias(pairs.take(some), smallest_bias=smallest_bias, confidence_level=confidence_level)
+        found.append(Slice(name, float(np.abs(pairs.soft[some] - 0.5).mean()), position))
+    return tuple(found)
 
 
 def _verdicts(pairs: Pairs) -> np.ndarray:

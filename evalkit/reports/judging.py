@@ -109,7 +109,7 @@ def render_card(card: Card, console: Any) -> None:
 def _judge(one: JudgeAudit, console: Any) -> None:
     _heading(f"Judge {one.judge}: {one.n_calls:,} calls, {one.n_failed:,} without a verdict", console)
     _position(one.position, console)
-    for slices, what in ((one.by_task, "task"), (one.by_models, "models")):
+    for slices, what in ((one.by_task, "task"), (one.by_models, "models"), (one.by_gap, "gap between the answers")):
         if slices:
             console.print(_slices(slices, what))
     _verbosity(one, console)

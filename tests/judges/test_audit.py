@@ -105,3 +105,17 @@ def test_an_empty_table_and_an_unknown_family_are_refused():
 def test_the_family_of_a_judge_counts_as_itself():
     found = audit(judge_table(50), families={"judge": ["b-model"]}).judges[0]
     assert found.self_preference.n == 50
+
+
+def test_close_answers_have_a_line_of_their_own_where_the_judge_tells_probabilities():
+    table = judge_table(90, seed=0, position=1.0, spread=3.0, repeats=0)
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1.0, size=len(table))
+    frame = table.to_pandas()
+    soft = with_columns(table, preference=np.where(frame.winner == "b", sure, 1 - sure))
+    found = audit(soft).judges[0].by_gap
+    assert [one.name for one in found] == ["close", "between", "far apart"]
+    assert [one.position.n_both for one in found] == [30, 30, 30]
+    assert found[0].gap < found[1].gap < found[2].gap
+    assert found[0].position.conflict.estimate > found[2].position.conflict.estimate
+    assert audit(table).judges[0].by_gap == ()
