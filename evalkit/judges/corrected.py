@@ -12,7 +12,7 @@ from scipy import stats
 from evalkit.errors import InputError
 from evalkit.judges.length import LengthControlled
 from evalkit.judges.pairs import AB, BA, Floats, Pairs, clusters_or_none
-from evalkit.judges.position import POPULATION, PositionBias
+from evalkit.judges.position import POPULATION, PositionBias, mended
 from evalkit.stats.clusters import cluster_codes, cluster_degrees, cluster_error
 from evalkit.stats.means import mean_score
 from evalkit.stats.permutation import sign_flip
@@ -206,6 +206,7 @@ def _far_end(bias: Estimate | None) -> float | None:
 
 def _rate(values: Floats, of: Pairs, quantity: str, confidence_level: float) -> Estimate:
     found = mean_score(values, cluster=clusters_or_none(of.cluster), confidence_level=confidence_level)
+    found = mended(found, values, (0.0, 1.0))
     low = None if found.low is None else max(found.low, 0.0)
     high = None if found.high is None else min(found.high, 1.0)
     return replace(found, low=low, high=high, quantity=quantity, population=POPULATION)
@@ -295,7 +296,9 @@ def win_rate_only(
     model_a: str, model_b: str, wins: Floats, cluster: np.ndarray, *, confidence_level: float = 0.95
 ) -> Estimate:
     """Estimate a win rate of B over A from outcomes that are corrected already, such as those of a panel."""
-    found = mean_score(wins, cluster=clusters_or_none(cluster), confidence_level=confidence_level)
+    found = mended(
+        mean_score(wins, cluster=clusters_or_none(cluster), confidence_level=confidence_level), wins, (0.0, 1.0)
+    )
     low = None if found.low is None else max(found.low, 0.0)
     high = None if found.high is None else min(found.high, 1.0)
     return replace(

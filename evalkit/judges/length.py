@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special, stats
 
 from evalkit.judges.pairs import BA, Floats, Ints, Pairs, clusters_or_none
-from evalkit.judges.position import POPULATION
+from evalkit.judges.position import POPULATION, mended
 from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes, t_interval
 from evalkit.stats.means import mean_score
 from evalkit.stats.results import Estimate, Result
@@ -116,7 +116,7 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
     if differ.any():
         wins = np.where(gap > 0, of.win, 1 - of.win)[differ]
         longer = mean_score(wins, cluster=clusters_or_none(of.cluster[differ]), confidence_level=confidence_level)
-        longer = _about(longer, "the share of pairs that the longer answer wins")
+        longer = _about(mended(longer, wins, (0.0, 1.0)), "the share of pairs that the longer answer wins")
         labelled = differ & ~np.isnan(of.label)
         if labelled.sum() >= 2:
             human = np.where(gap > 0, of.label, 1 - of.label)[labelled]

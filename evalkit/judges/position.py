@@ -234,16 +234,18 @@ def _lead(pairs: Pairs) -> Floats:
     return found
 
 
-def mended(found: Estimate, values: Floats) -> Estimate:
-    """Give an interval where all pairs are alike: the exact one of so many equal answers bounds the mean."""
+def mended(found: Estimate, values: Floats, bounds: tuple[float, float] = (-1.0, 1.0)) -> Estimate:
+    """Give an interval where all values are alike: the share of others, bounded exactly, times how far they could be.
+
+    Of n equal values, Clopper and Pearson's upper bound for the share of others is 1 - (alpha / 2)^(1 / n).
+    """
     if found.low is not None or np.ptp(values) > 0 or found.n < MIN_CLUSTERS:
         return found
-    # Clopper and Pearson's end for n of n, of the share of pairs that are not like these; each is off by 2 at most.
-    off = 1 - float(((1 - found.confidence_level) / 2) ** (1 / found.n))
+    others = 1 - float(((1 - found.confidence_level) / 2) ** (1 / found.n))
     return replace(
         found,
-        low=max(found.estimate - 2 * off, -1.0),
-        high=min(found.estimate + 2 * off, 1.0),
+        low=found.estimate - others * (found.estimate - bounds[0]),
+        high=found.estimate + others * (bounds[1] - found.estimate),
         method="Clopper-Pearson, all pairs alike",
         warnings=(),
     )
