@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -14,9 +14,10 @@ from evalkit.judges.agreement import Agreement, agreement
 from evalkit.judges.corrected import PairResult, pair_result, win_rate_only
 from evalkit.judges.length import Verbosity, verbosity
 from evalkit.judges.pairs import Pairs, pairs_of
-from evalkit.judges.position import SMALLEST_BIAS, PositionBias, position_bias
+from evalkit.judges.position import SMALLEST_BIAS, PositionBias, position_bias, sign_of
 from evalkit.judges.selfpreference import SelfPreference, self_preference
 from evalkit.judges.verdicts import HumanLabels
+from evalkit.stats.multiple import benjamini_hochberg, holm
 from evalkit.stats.ratings import Ratings, bradley_terry
 from evalkit.stats.results import Estimate, Result
 
@@ -32,7 +33,8 @@ _FEWEST_BY_GAP: Final = 60
 class Slice(Result):
     """Position bias of a part of the pairs: a task, or a pair of models with the gap between them.
 
-    `gap` is |win rate - 1/2| after both orders: judges contradict themselves most where answers are about as good.
+    p values and signs are adjusted over the parts of one kind (Benjamini and Hochberg). `gap` is |win rate - 1/2| after
+    both orders: judges contradict themselves most where answers are about as good.
     """
 
     name: str
@@ -246,35 +248,61 @@ def _of_judge(
         n_calls=n_calls,
         n_failed=n_failed,
         position=position,
-        by_task=tuple(
-            _slice(task, pairs.take(pairs.task == task), smallest_bias, confidence_level)
-            for task in tasks[:_MOST_TASKS]
-        )
-        if len(tasks) > 1
-        else (),
-        by_models=tuple(
-            _slice(f"{a} / {b}", pairs.take(mask), smallest_bias, confidence_level) for (a, b), mask in rows.items()
-        )
-        if len(rows) > 1
-        else (),
+        by_task=_slices(
+            {task: pairs.task == task for task in tasks[:_MOST_TASKS]}, pairs, smallest_bias, confidence_level
+        ),
+        by_models=_slices({f"{a} / {b}": rows[a, b] for a, b in rows}, pairs, smallest_bias, confidence_level),
         by_gap=_by_gap(pairs, smallest_bias, confidence_level),
         verbosity=of_length,
         self_preference=self_preference(pairs, own, others, **level),
         with_humans=_with_humans(pairs, confidence_level, both=False),
         with_humans_both=_with_humans(pairs, confidence_level, both=True),
-        results=tuple(
-            pair_result(pairs.take(mask), position, controlled.get(models), **level) for models, mask in rows.items()
+        results=_holm_adjusted(
+            [pair_result(pairs.take(mask), position, controlled.get(models), **level) for models, mask in rows.items()]
         ),
         warnings=tuple(warnings),
     )
 
 
-def _slice(name: str, pairs: Pairs, smallest_bias: float, confidence_level: float) -> Slice:
-    found = position_bias(pairs, smallest_bias=smallest_bias, confidence_level=confidence_level)
-    win = pairs.win[pairs.both] if pairs.both.any() else np.array([])
-    # Between several pairs of models A and B mean nothing.
-    gap = abs(float(win.mean()) - 0.5) if len(win) and len(pairs.models) == 1 else None
-    return Slice(name, gap, found)
+def _holm_adjusted(results: Sequence[PairResult]) -> tuple[PairResult, ...]:
+    """The p values of all pairs of models together."""
+    tested = [one.test.p_value for one in results if one.test is not None]
+    adjusted = iter(holm(tested).adjusted if tested else ())
+    return tuple(one if one.test is None else replace(one, p_adjusted=next(adjusted)) for one in results)
+
+
+def _slices(
+    masks: Mapping[str, np.ndarray], pairs: Pairs, smallest_bias: float, confidence_level: float
+) -> tuple[Slice, ...]:
+    """Position bias of each part, with p values adjusted over the parts; none where there is only one."""
+    if len(masks) < 2:
+        return ()
+    found = []
+    for name, mask in masks.items():
+        of = pairs.take(mask)
+        position = position_bias(of, smallest_bias=smallest_bias, confidence_level=confidence_level)
+        win = of.win[of.both]
+        # Between several pairs of models A and B mean nothing.
+        gap = abs(float(win.mean()) - 0.5) if len(win) and len(of.models) == 1 else None
+        found.append(Slice(name, gap, position))
+    return _adjusted(found, smallest_bias, 1 - confidence_level)
+
+
+def _adjusted(slices: Sequence[Slice], smallest_bias: float, alpha: float) -> tuple[Slice, ...]:
+    """Benjamini and Hochberg's q over the slices in place of their own p, and the signs by it."""
+    tested = [one for one in slices if one.position.p_adjusted is not None]
+    if not tested:
+        return tuple(slices)
+    q = iter(benjamini_hochberg([one.position.p_adjusted or 0.0 for one in tested]).adjusted)
+    found = []
+    for one in slices:
+        position = one.position
+        if position.p_adjusted is not None and position.bias is not None:
+            value = next(q)
+            sign = sign_of(value, position.bias, smallest_bias=smallest_bias, alpha=alpha)
+            position = replace(position, p_adjusted=value, sign=sign)
+        found.append(replace(one, position=position))
+    return tuple(found)
 
 
 def _by_gap(pairs: Pairs, smallest_bias: float, confidence_level: float) -> tuple[Slice, ...]:
@@ -284,11 +312,9 @@ def _by_gap(pairs: Pairs, smallest_bias: float, confidence_level: float) -> tupl
         return ()
     gaps = np.abs(pairs.soft[known] - 0.5)
     thirds = np.array_split(known[np.argsort(gaps, kind="stable")], 3)
-    found = []
-    for name, some in zip(("close", "between", "far apart"), thirds, strict=True):
-        position = position_bias(pairs.take(some), smallest_bias=smallest_bias, confidence_level=confidence_level)
-        found.append(Slice(name, float(np.abs(pairs.soft[some] - 0.5).mean()), position))
-    return tuple(found)
+    masks = dict(zip(("close", "between", "far apart"), thirds, strict=True))
+    slices = _slices(masks, pairs, smallest_bias, confidence_level)
+    return tuple(replace(one, gap=float(np.abs(pairs.soft[masks[one.name]] - 0.5).mean())) for one in slices)
 
 
 def _verdicts(pairs: Pairs) -> np.ndarray:

@@ -19,6 +19,9 @@ from evalkit.stats.permutation import sign_flip
 from evalkit.stats.ppi import Corrected, prediction_powered_mean
 from evalkit.stats.results import Estimate, Result, TestResult
 
+MOSTLY: Final = 0.5
+"""With more contradictions than this, the averaged result is mostly made of ties that say nothing."""
+
 FEW_FOR_BIAS: Final = 10
 """With fewer pairs in both orders, the bias cannot be taken out of the pairs that were judged in one order."""
 
@@ -60,6 +63,8 @@ class PairResult(Result):
         The half-width of the interval of the difference of the win rates after both orders.
     warnings
         What to know.
+    p_adjusted
+        Of the test, together with those of the judge's other pairs of models (Holm).
     """
 
     model_a: str
@@ -81,6 +86,7 @@ class PairResult(Result):
     smallest_one_order: float | None
     smallest_both_orders: float | None
     warnings: tuple[str, ...] = ()
+    p_adjusted: float | None = None
 
     @property
     def best(self) -> Estimate | None:
@@ -100,9 +106,16 @@ class PairResult(Result):
             else f" After both orders, on {self.n_used} pairs, differences under"
             f" {100 * self.smallest_both_orders:.1f} points cannot be told from chance."
         )
+        contradicted = (
+            ""
+            if self.bounds is None or self.bounds[0] == self.bounds[1]
+            else f" On {self.bounds[1] - self.bounds[0]:.0%} of the pairs the orders contradict each other; these are"
+            f" ties here, and if all were one model's, its win rate would be off by"
+            f" {50 * (self.bounds[1] - self.bounds[0]):.1f} points."
+        )
         return (
             f"With this judge, differences under {100 * self.smallest_one_order:.1f} points cannot be told from"
-            f" position bias when it is asked in one order.{noise}"
+            f" position bias when it is asked in one order.{noise}{contradicted}"
         )
 
     def __str__(self) -> str:
@@ -173,6 +186,8 @@ def pair_result(
             warnings.append(f"no test: {error}")
     corrected = _corrected(of, position, averaged, warnings, confidence_level)
     with_labels = _with_labels(of, warnings, confidence_level)
+    if bounds is not None and bounds[1] - bounds[0] > MOSTLY:
+        warnings.append("most verdicts follow the position: the win rate is near 50% because the judge says nothing")
     if base["n_identical"]:
         warnings.append(f"{base['n_identical']} pairs with twice the same text are left out")
     if failed := base["n_failed"]:

@@ -14,7 +14,7 @@ from evalkit.errors import SpecError
 
 Kind = Literal["pairwise", "rating"]
 
-_FOLDER: Final = Path(__file__).parent / "prompts"
+_FOLDER: Final = Path(__file__).parent / "prompt_files"
 _PLACEHOLDER: Final = re.compile(r"\{(question|answer_1|answer_2|answer|reference|rubric)\}")
 _VERDICT_LINE: Final = re.compile(r"^[\s*_#>]*verdict[\s*_]*[:\uff1a][\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*$", re.I | re.M)
 _ALONE: Final = re.compile(r"[\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*")

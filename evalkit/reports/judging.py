@@ -227,7 +227,7 @@ def _results(results: tuple[PairResult, ...]) -> Any:
         "if consistent",
         "corrected",
         "at equal length",
-        "p",
+        "p (Holm)" if len(results) > 1 else "p",
     )
     for one in results:
         table.add_row(
@@ -238,7 +238,7 @@ def _results(results: tuple[PairResult, ...]) -> Any:
                 "" if rate is None else _share(rate)
                 for rate in (one.if_consistent, one.corrected, one.length_controlled)
             ),
-            "" if one.test is None else p_text(one.test.p_value),
+            "" if one.p_adjusted is None else p_text(one.p_adjusted),
         )
     return table
 

@@ -119,3 +119,12 @@ def test_close_answers_have_a_line_of_their_own_where_the_judge_tells_probabilit
     assert found[0].gap < found[1].gap < found[2].gap
     assert found[0].position.conflict.estimate > found[2].position.conflict.estimate
     assert audit(table).judges[0].by_gap == ()
+
+
+def test_parts_of_a_fair_judge_are_called_biased_no_more_often_than_the_whole():
+    found = 0
+    for seed in range(30):
+        table = judge_table(300, seed=seed, repeats=0)
+        tasks = [f"task {int(name[5:]) % 10}" for name in table.column("pair_id").to_pylist()]
+        found += any(one.position.sign == "biased" for one in audit(with_columns(table, task=tasks)).judges[0].by_task)
+    assert found <= 5
