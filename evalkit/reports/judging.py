@@ -178,9 +178,9 @@ def _position(found: PositionBias, console: Any) -> None:
         if estimate is not None:
             p = ""
             if estimate is found.direction and found.direction_test is not None:
-                p = f", p = {p_text(found.direction_test.p_value)} ({found.direction_test.method})"
+                p = f", {_p(found.direction_test.p_value)} ({found.direction_test.method})"
             elif estimate is found.excess and found.excess_p is not None:
-                p = f", p = {p_text(found.excess_p)}"
+                p = f", {_p(found.excess_p)}"
             _print(console, f"  {name}: {_share(estimate) if unit == '%' else _points(estimate) + ' points'}{p}")
     if found.shi is not None:
         stability = found.shi.repetition_stability
@@ -322,6 +322,11 @@ def _heading(text: str, console: Any) -> None:
 
 def _print(console: Any, text: str) -> None:
     console.print(safe(text), markup=False, soft_wrap=True)
+
+
+def _p(p_value: float) -> str:
+    text = p_text(p_value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _share(estimate: Estimate) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +24,7 @@ from evalkit.runs.evaluate import run
 from evalkit.runs.spec import RunSpec
 from tests.conftest import ROOT
 from tests.runs.conftest import tasks_dir, tiny_model  # noqa: F401 - fixtures
+from tests.runs.stub_server import StubServer, refuses
 
 
 def spec(model, out, prompt="pairwise", **more):
@@ -179,13 +182,64 @@ def n_answers(journal):
         return 0
 
 
+def right_answer_wins(messages, seed):
+    """A judge over HTTP that can add; on every third question it does not come to a verdict."""
+    text = messages[-1]["content"]
+    a = int(re.search(r"What is (\d+) \+ 2", text)[1])
+    first = re.search(r"<answer_1 (\w+)>\nIt is (\d+)\.\n</answer_1 \1>", text)
+    if a % 3 == 0:
+        return "Both have their merits."
+    return f"Let me add.\nVerdict: {'A' if int(first[2]) == a + 2 else 'B'}"
+
+
+def test_a_judge_on_a_chat_server_writes_and_is_parsed(tmp_path):
+    with StubServer(write=right_answer_wins, version=None, key="k") as stub:
+        os.environ["OPENAI_API_KEY"] = "k"
+        try:
+            engine = RunSpec(
+                model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat"
+            )
+            found = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0.2), few_pairs(tmp_path, 30))
+        finally:
+            del os.environ["OPENAI_API_KEY"]
+        sent = stub.bodies
+    assert found.n_calls == 72 and len(sent) == 72
+    assert found.n_failed == found.why_failed["no verdict in the text"] >= 20
+    frame = found.table.to_pandas()
+    assert set(frame[frame.winner != "error"].winner) == {"a"}, "the right answer wins wherever it stands"
+    failed = frame[frame.winner == "error"]
+    assert set(failed.raw) == {"Both have their merits."}
+    marks = [re.search(r"<question (\w+)>", body["messages"][-1]["content"])[1] for body in sent]
+    assert len(set(marks)) == 72, "each call has marks of its own"
+    judge = audit(found.table).judges[0]
+    assert judge.position.sign == "no sign, adequate power" or judge.position.n_both < 30
+    assert judge.results[0].averaged.estimate == 0.0 and judge.results[0].n_failed == 10
+    assert "calls have no verdict" in judge.warnings[0]
+
+
+def test_a_request_that_fails_is_asked_again_by_the_same_command(tmp_path):
+    troubled = [True]
+
+    def script(request):
+        return refuses(400, "no") if troubled[0] and "What is 4 + 2" in json.dumps(request.body) else None
+
+    pairs = few_pairs(tmp_path, 6)
+    with StubServer(script, write=right_answer_wins, version=None) as stub:
+        engine = RunSpec(model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat")
+        first = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        assert first.why_failed["request failed"] == 2
+        troubled[0] = False
+        n_before = len(stub.bodies)
+        second = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        assert len(stub.bodies) - n_before == 2
+    assert "request failed" not in second.why_failed and second.n_from_journal == 10
+
+
 @pytest.mark.model
 def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(demo_model, tmp_path):
     # Right against wrong answers to 100 generated questions.
     pairs = probe_pairs(100)
     wrong = tuple(one for one in pairs.pairs if one.a.task == "wrong fact")
-    from dataclasses import replace
-
     found = judge_pairs(spec(demo_model, tmp_path / "out"), replace(pairs, pairs=wrong))
     assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
     judge = audit(found.table).judges[0]
