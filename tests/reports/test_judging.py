@@ -80,3 +80,21 @@ def test_mistakes_end_with_a_message(arguments, what):
 
 def test_the_examination_is_a_subcommand_of_its_own():
     assert "Questions; each makes five pairs" in " ".join(invoke("probe", "--help").output.split())
+
+
+def test_several_judgings_are_a_panel(tmp_path):
+    for seed, name in enumerate(("x", "y")):
+        tables.write(tmp_path / name / "verdicts.parquet", judge_table(50, seed=seed, judge=name), tables.VERDICTS)
+    text = " ".join(invoke("--verdicts", tmp_path / "x", tmp_path / "y").output.split())
+    assert "Panel of 2 judges on 50 pairs" in text and "one judge says A and another B" in text
+
+
+def test_labels_of_raters_and_a_judges_own_family_are_options(tmp_path, table):
+    labels = tmp_path / "labels.csv"
+    rows = [f"pair {n},{'a' if n % 3 else 'b'},{rater}" for n in range(40) for rater in ("ann", "ben")]
+    labels.write_text("pair_id,label,rater\n" + "\n".join(rows) + "\n")
+    found = invoke("--verdicts", table, "--labels", labels, "--own", "judge=b-model")
+    text = " ".join(found.output.split())
+    assert "The ceiling, humans among each other" in text
+    assert "self-preference: judge, b-model wins" in text
+    assert "no JUDGE=MODEL" in str(invoke("--verdicts", table, "--own", "judge").exception)
