@@ -272,7 +272,7 @@ def _direction(
         return replace(_named(found, what), unit="pairs"), test
     difference = first.astype(float) - second
     codes, sizes = cluster_codes(cluster, n)  # type: ignore[arg-type]
-    found = _named(t_interval(difference, codes, sizes, confidence_level=confidence_level), what)
+    found = _named(mended(t_interval(difference, codes, sizes, confidence_level=confidence_level), difference), what)
     try:
         test = replace(
             sign_flip(difference, cluster=cluster),  # type: ignore[arg-type]

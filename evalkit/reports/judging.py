@@ -83,12 +83,10 @@ def render_card(card: Card, console: Any) -> None:
     _heading(
         f"Card of {card.judge}: {card.n_questions} questions, {card.n_calls:,} calls, {card.n_failed:,} failed", console
     )
-    table = _table("", "pairs", "what is asked", "effect (points)", "p (Holm)", "position won twice", "verdict")
+    table = _table("what is asked", "effect (points)", "p (Holm)", "position won twice", "verdict")
     for one in card.findings:
         table.add_row(
-            one.glyph,
-            one.kind,
-            one.question,
+            f"{one.glyph} {one.kind}: {one.question}",
             _points(one.effect),
             "" if one.p_adjusted is None else p_text(one.p_adjusted),
             "" if one.conflict is None else f"{one.conflict:.0%}",
@@ -147,7 +145,7 @@ def _self_preference(one: JudgeAudit, console: Any) -> None:
     _print(console, f"{found}")
     for estimate in (found.bias, found.beyond_humans, found.beyond_judges):
         if estimate is not None:
-            _print(console, f"  {estimate.quantity}: {_points(estimate)} points")
+            _print(console, f"  {estimate.quantity}: {_in_points(estimate)}")
     for warning in found.warnings:
         _print(console, f"  note: {warning}")
 
@@ -181,7 +179,7 @@ def _position(found: PositionBias, console: Any) -> None:
                 p = f", {_p(found.direction_test.p_value)} ({found.direction_test.method})"
             elif estimate is found.excess and found.excess_p is not None:
                 p = f", {_p(found.excess_p)}"
-            _print(console, f"  {name}: {_share(estimate) if unit == '%' else _points(estimate) + ' points'}{p}")
+            _print(console, f"  {name}: {_share(estimate) if unit == '%' else _in_points(estimate)}{p}")
     if found.shi is not None:
         stability = found.shi.repetition_stability
         _print(
@@ -200,9 +198,9 @@ def _verbosity(one: JudgeAudit, console: Any) -> None:
         return
     _print(console, f"Length: the longer answer wins {_share(found.prefers_longer)} of {found.n_known:,} pairs")
     if found.per_100_characters is not None:
-        _print(console, f"  100 characters more: {_points(found.per_100_characters)} points")
+        _print(console, f"  100 characters more: {_in_points(found.per_100_characters)}")
     if found.beyond_humans is not None:
-        _print(console, f"  beyond the preference of humans for it: {_points(found.beyond_humans)} points")
+        _print(console, f"  beyond the preference of humans for it: {_in_points(found.beyond_humans)}")
     for controlled in found.controlled[:1] if len(found.controlled) == 1 else ():
         for style in controlled.styles:
             _print(console, f"  {style.quantity}: {_odds(style)}")
@@ -339,6 +337,11 @@ def _points(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{100 * estimate.estimate:+.1f}, no interval"
     return f"{100 * estimate.estimate:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def _in_points(estimate: Estimate) -> str:
+    shown = _points(estimate)
+    return shown.replace(", no", " points, no") if estimate.low is None else f"{shown} points"
 
 
 def _number(estimate: Estimate) -> str:
