@@ -207,13 +207,14 @@ def _humans(labels: HumanLabels | None, *, confidence_level: float) -> Agreement
 def _label_warnings(labels: Mapping[str, str] | None, by_judge: Mapping[str, Pairs]) -> list[str]:
     if not labels:
         return []
-    known = {name for pairs in by_judge.values() for name in pairs.pair_id[~np.isnan(pairs.label)].tolist()}
+    names = {name for pairs in by_judge.values() for of in (pairs.pair_id, pairs.prompt) for name in of.tolist()}
+    known = names.intersection(labels)
     if not known:
         raise InputError(
             "not one label belongs to a pair", where="--labels", do="Use the pair_id (or doc_hash) of the verdicts"
         )
     unused = len(labels) - len(known)
-    return [f"{unused} of {len(labels)} labels belong to no pair"] if unused > 0 else []
+    return [f"{unused} of {len(labels)} labels belong to no pair"] if unused else []
 
 
 def _of_judge(

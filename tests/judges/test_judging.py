@@ -152,7 +152,7 @@ def test_runs_are_judged_by_what_they_were_asked(tiny_model, tasks_dir, tmp_path
 
 
 def test_a_killed_judging_resumes_with_what_it_had(tiny_model, tmp_path):  # noqa: F811
-    a, b = answer_files(tmp_path, 200)
+    a, b = answer_files(tmp_path, 100)
     command = [sys.executable, "-m", "evalkit.cli", "judge", str(a), str(b), "--judge", str(tiny_model)]
     command += ["--out", str(tmp_path / "out"), "--dtype", "float32", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -167,7 +167,7 @@ def test_a_killed_judging_resumes_with_what_it_had(tiny_model, tmp_path):  # noq
     assert kept >= 20
     done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
     judging = json.loads(done.stdout)["judging"]
-    assert judging["n_from_journal"] >= kept and judging["n_failed"] == 0 and judging["n_pairs"] == 200
+    assert judging["n_from_journal"] >= kept and judging["n_failed"] == 0 and judging["n_pairs"] == 100
 
 
 def n_answers(journal):
