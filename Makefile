@@ -16,7 +16,7 @@ quickstart: $(VENV)/.demo
 	$(BIN)/evalkit quickstart
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/vllm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm
 
 # On a real vLLM server on this machine's CPU.
 test-vllm: $(VENV)/.dev vllm

@@ -22,6 +22,9 @@ What is judged is a pair: a benchmark item and a document in which the tool says
 - *precision of items*: the same for items, whose scores would be set aside: those found where they were planted /
   (these + others with a false pair).
 
+The rule `fuzzy` is measured with higher thresholds as well (`fuzzy-0.9`), as a user's own rule may have them: a tool
+is compared at the precision of the other.
+
 "Best" is the rule with the highest recall among those at least as precise as decon in that row.
 
 Of decon's settings only the number of workers is given. It gets what its own preparation makes of these benchmarks: one
@@ -34,7 +37,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,7 +66,7 @@ from evalkit.contamination.benchmarks import Benchmark, from_file, parse_fields
 from evalkit.contamination.canaries import canary_benchmark
 from evalkit.contamination.findings import apply_rules
 from evalkit.contamination.index import build_index
-from evalkit.contamination.rules import DIRTY, FUZZY, load_rules
+from evalkit.contamination.rules import DIRTY, FUZZY, Rule, load_rules
 from evalkit.contamination.scan import ShardRuns, scan_shard
 from evalkit.contamination.semantic.audit import RULE as SEMANTIC_RULE
 from evalkit.contamination.semantic.audit import SEMANTIC, audit_semantic
@@ -78,6 +81,9 @@ Pair = tuple[tuple[str, int], tuple[str, int]]
 BASE = "unplanted"
 PEER = "decon"
 N_WORKERS = 2
+STRICTER = (0.7, 0.8, 0.9, 0.95, 0.99)
+"""Higher thresholds with which `fuzzy` is measured, too."""
+
 TARGETS = {
     **dict.fromkeys(("verbatim", "case_punctuation", "rewrapped", "embedded", "short"), (1.0, 0.99)),
     "edited_10": (0.95, 0.0),
@@ -216,7 +222,9 @@ class Auditor:
         loaded = load(benchmarks)
         self._numbers = {(b, i): (one.name, i) for b, one in enumerate(benchmarks) for i in range(len(loaded[b].items))}
         self._looked_for = [*loaded, canary_benchmark()]
-        self._rules = load_rules(["all"])
+        rules = load_rules(["all"])
+        [fuzzy] = [rule for rule in rules if rule.name == FUZZY]
+        self._rules = [*rules, *(stricter(fuzzy, threshold) for threshold in STRICTER)]
         self._index = build_index(self._looked_for, min(RECORDED_N, *(rule.n for rule in self._rules)))
         self._base = self._scan(base)
 
@@ -241,6 +249,15 @@ class Auditor:
             which = np.flatnonzero(score.counts & score.dirty[findings.runs.fields])
             pairs[name] = {(self._numbers[fields[k].benchmark, fields[k].item], documents[k]) for k in which}
         return pairs
+
+
+def stricter(rule: Rule, threshold: float) -> Rule:
+    """The rule with at least this threshold for every field."""
+    least = {
+        name: max(threshold, getattr(rule, name) or 0.0)
+        for name in ("threshold", "short_threshold", "unsupported_threshold")
+    }
+    return replace(rule, name=f"{rule.name}-{threshold:g}", **least)
 
 
 def best_rule(scores: Mapping[str, Score]) -> str:

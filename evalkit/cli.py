@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from evalkit.contamination.semantic.audit import SemanticResult
     from evalkit.contamination.semantic.judge import Judge
     from evalkit.contamination.verify import Verification
+    from evalkit.corpora.shards import Shard
+    from evalkit.dedup.against import ItemText
+    from evalkit.dedup.dedup import DedupSpec
     from evalkit.reports.contamination import ScoreSplits
     from evalkit.runs.evaluate import RunResult
     from evalkit.runs.spec import RunSpec
@@ -41,7 +44,7 @@ class AllCommands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands: those that make what the others read come first."""
-        return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "tasks", "audit"))
+        return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "tasks", "audit", "dedup"))
 
 
 app = typer.Typer(
@@ -56,7 +59,7 @@ app = typer.Typer(
 )
 
 
-_MANY = ("--corpus", "--benchmark", "--rule", "--perplexity", "--run", "--verdicts")
+_MANY = ("--corpus", "--benchmark", "--against", "--rule", "--perplexity", "--run", "--verdicts")
 """Repeatable options that take several values at once: `--corpus a b` is `--corpus a --corpus b`."""
 
 
@@ -827,7 +830,12 @@ def _print_splits(splits: ScoreSplits) -> None:
 
 
 def _benchmarks(
-    names: list[str], fields: str | None, tasks_dir: Path | None, data: Path | None, seed: int | None
+    names: list[str],
+    fields: str | None,
+    tasks_dir: Path | None,
+    data: Path | None,
+    seed: int | None,
+    option: str = "--benchmark",
 ) -> list[Benchmark]:
     """Load benchmarks in the order given: files of items, and tasks by name or by the name of their benchmark."""
     from evalkit.contamination.benchmarks import from_file, from_task, is_file_benchmark, parse_fields, tasks_of
@@ -836,11 +844,11 @@ def _benchmarks(
     from evalkit.tasks import load_tasks
 
     if not all(name.strip() for name in names):
-        raise SpecError("an empty name was given", where="--benchmark", do="Name tasks, or files of items")
+        raise SpecError("an empty name was given", where=option, do="Name tasks, or files of items")
     mapping = None if fields is None else parse_fields(fields)
     files = [from_file(Path(name), fields=mapping) for name in names if is_file_benchmark(name)]
     if mapping is not None and not files:
-        raise SpecError("no --benchmark is a file of items", where="--fields", do="Leave it out")
+        raise SpecError(f"no {option} is a file of items", where="--fields", do="Leave it out")
     given = [part for name in names if not is_file_benchmark(name) for part in name.split(",") if part]
     if not given:
         return files
@@ -851,12 +859,217 @@ def _benchmarks(
     return files + [from_task(name, task) for name, task in loaded.tasks.items()]
 
 
+@app.command(
+    cls=ManyValues,
+    epilog="Example: evalkit dedup --corpus 'data/**/*.jsonl.zst' --out dups/v3 --write data-v3-dedup  With more files "
+    "later: the same with --overwrite, which compares only what is new  Leaked items: evalkit dedup --corpus "
+    "'data/**/*.jsonl.zst' --against mmlu,gsm8k --out dups/leaks, then evalkit compare A B --audit dups/leaks",
+)
+def dedup(
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            help="Corpora: files, folders, globs, addresses (s3://, https://, ...) of JSON lines, also compressed, "
+            "Parquet or Arrow files; hf:NAME for a data set. Several are compared with each other, too."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to write.")],
+    threshold: Annotated[
+        float, typer.Option(help="Jaccard similarity of their shingles from which documents are near duplicates.")
+    ] = 0.8,
+    num_perm: Annotated[int, typer.Option(help="Permutations: values of a signature.")] = 128,
+    shingle: Annotated[str, typer.Option(help="Shingles: words:N or characters:N.")] = "words:5",
+    hash_name: Annotated[
+        str, typer.Option("--hash", help="Hash of shingles: sha1, as datasketch's default, or xxh32, which is faster.")
+    ] = "sha1",
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            help="BANDSxROWS, or datasketch: what its MinHashLSH would choose; default: as it, but with a missed pair "
+            "weighing 99 times one that is compared in vain."
+        ),
+    ] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Believe the signatures' estimate; do not compare the shingles.")
+    ] = False,
+    keep: Annotated[str, typer.Option(help="Of each cluster: the first document, or the longest.")] = "first",
+    no_split: Annotated[
+        bool, typer.Option("--no-split", help="Leave groups whole in which only a chain connects documents.")
+    ] = False,
+    substrings: Annotated[
+        int | None, typer.Option(metavar="N", help="Also find passages of N words or more that several documents have.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare with the items of these benchmarks instead: task names, or files of items, as `audit` takes "
+            "them."
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Also write the corpus here, without the documents that are not kept.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw what was found, into an .svg or .png file.")] = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Columns with the text of a document, also nested (messages[].content); default: text."),
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Column or field that holds the id of a document, if any.")] = "id",
+    fields: Annotated[
+        str | None,
+        typer.Option(help="Columns of files of items: question=COLUMN,answer=COLUMN, or a benchmark's name."),
+    ] = None,
+    tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
+    task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one for each processor, or one for a small corpus.")
+    ] = None,
+    allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an earlier result. When files were added, only these are signed, and compared with all.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find exact and near duplicates in training data, and leaked benchmark items.
+
+    Near duplicates are found by MinHash, with datasketch's signatures, and compared in full. A killed run goes on when
+    the same command is given again. Exit code 1 means that all is done but more than --allow-bad-rows rows could not be
+    read; they are listed in bad_rows.jsonl.
+    """
+    from evalkit.corpora.shards import find_shards
+    from evalkit.dedup.dedup import DedupSpec
+    from evalkit.dedup.lsh import parse_bands
+    from evalkit.dedup.shingles import parse_shingling
+    from evalkit.dedup.signatures import MinHashing
+    from evalkit.engines import LocalEngine
+
+    spec = DedupSpec(
+        MinHashing(parse_shingling(shingle), num_perm, hash_name=hash_name),  # type: ignore[arg-type]
+        threshold,
+        parse_bands(bands, threshold, num_perm) if bands else None,
+        verify=not no_verify,
+        keep=keep,  # type: ignore[arg-type]
+        split=not no_split,
+    )
+    options: dict[str, Any] = {
+        "text_column": text_column or "text",
+        "id_column": id_column,
+        "overwrite": overwrite,
+        "engine": LocalEngine(workers) if workers else None,
+    }
+    if against:
+        if write or substrings or figure:
+            from evalkit.errors import SpecError
+
+            raise SpecError(
+                "it compares the corpus with benchmarks, not with itself",
+                where="--against",
+                do="Leave out --write, --substrings and --figure, or give them to a run of their own",
+            )
+        items = _item_texts(_benchmarks(against, fields, tasks_dir, data, task_seed, "--against"))
+        n_bad_rows = _dedup_against(find_shards(corpus), items, out, spec, options, as_json=as_json)
+    else:
+        n_bad_rows = _dedup(find_shards(corpus), out, spec, options, substrings, write, figure, as_json=as_json)
+    if n_bad_rows > allow_bad_rows:
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _dedup_against(
+    shards: list[Shard], items: list[ItemText], out: Path, spec: DedupSpec, options: dict[str, Any], *, as_json: bool
+) -> int:
+    """Compare a corpus with benchmarks and print the result; return how many rows could not be read."""
+    from evalkit.dedup.against import against
+    from evalkit.reports.duplicates import render_against
+
+    result = against(shards, items, out, spec, **options)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        render_against(result, _console())
+    return result.n_bad_rows
+
+
+def _dedup(
+    shards: list[Shard],
+    out: Path,
+    spec: DedupSpec,
+    options: dict[str, Any],
+    substrings: int | None,
+    write: Path | None,
+    figure: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Compare a corpus with itself and print each result as it comes; return how many rows could not be read."""
+    from evalkit.corpora.layout import check_apart
+    from evalkit.dedup.dedup import dedup
+    from evalkit.reports import duplicates
+
+    # What cannot be done is told before the work.
+    if figure:
+        from evalkit.reports.figures import check_figure_path
+
+        check_figure_path(figure)
+    if write:
+        check_apart(write, shards)
+    result = dedup(shards, out, spec, **options)
+    printed, console = result.to_dict(), _console()
+    if not as_json:
+        duplicates.render_duplicates(result, console)
+    if figure:
+        duplicates.write_duplicates_figure(result, figure)
+    if substrings is not None:
+        from evalkit.dedup.substrings import find_substrings
+
+        passages = find_substrings(shards, out, substrings, **options)
+        printed["substrings"] = passages.to_dict()
+        if not as_json:
+            duplicates.render_substrings(passages, substrings, console)
+    if write:
+        from evalkit.dedup.keep import write_kept
+
+        files = write_kept(out, shards, write, **options)
+        printed["written"] = list(map(str, files))
+        if not as_json:
+            n_kept = result.n_documents - result.n_removed
+            console.print(f"written: {n_kept:,} documents in {len(files):,} files to {write}", markup=False)
+    if as_json:
+        _print_json(printed)
+    return result.n_bad_rows
+
+
+def _item_texts(benchmarks: list[Benchmark]) -> list[ItemText]:
+    """Of each item its question, and where it has more than that, all of it."""
+    from evalkit.contamination.benchmarks import ANSWER, QUESTION
+    from evalkit.dedup.against import ItemText
+
+    found = []
+    for benchmark in benchmarks:
+        for item in benchmark.items:
+            question = item.fields.get(QUESTION)
+            others = {text for name, text in item.fields.items() if name != ANSWER}
+            # The answer to a multiple-choice question is one of the choices.
+            whole = "\n".join(text for name, text in item.fields.items() if name != ANSWER or text not in others)
+            if question:
+                found.append(ItemText(benchmark.name, item.doc_hash, QUESTION, question))
+            if whole and whole != question:
+                found.append(ItemText(benchmark.name, item.doc_hash, "whole", whole))
+    return found
+
+
 RunA = Annotated[
     Path,
     typer.Argument(metavar="A", help="The baseline: a run directory, lm-eval's or inspect's results, or a table."),
 ]
 RunB = Annotated[Path, typer.Argument(metavar="B", help="The challenger, likewise.")]
-AuditOption = Annotated[Path | None, typer.Option(help="Audit directory: compare also on the clean items.")]
+AuditOption = Annotated[
+    Path | None, typer.Option(help="Directory of audit or dedup --against: compare also on the clean items.")
+]
 RuleOption = Annotated[str | None, typer.Option(help="The rule that says what is clean; default: the audit's first.")]
 MetricOption = Annotated[str | None, typer.Option(help="Metric, or metric,filter; default: each task's first.")]
 LevelOption = Annotated[float, typer.Option(help="Level of the intervals.")]

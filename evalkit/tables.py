@@ -196,7 +196,7 @@ def from_rows(table: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     return from_columns(table, {field.name: [row.get(field.name) for row in rows] for field in table.schema})
 
 
-def validate(data: pa.Table, table: TableSchema, *, source: str = "table") -> pa.Table:
+def validate(data: pa.Table, table: TableSchema, *, source: str = "table", keep_dictionaries: bool = False) -> pa.Table:
     """Return `data` with exactly the columns and types of `table`, in order, or say what is wrong with it.
 
     Columns beyond the schema are left out. A missing optional column becomes null. Types that convert without
@@ -210,6 +210,8 @@ def validate(data: pa.Table, table: TableSchema, *, source: str = "table") -> pa
         The schema to hold it against.
     source
         The file that the data come from, for the messages.
+    keep_dictionaries
+        Let columns of text stay dictionary-encoded.
 
     Raises
     ------
@@ -220,7 +222,10 @@ def validate(data: pa.Table, table: TableSchema, *, source: str = "table") -> pa
     columns = []
     for field in table.schema:
         if field.name in data.column_names:
-            columns.append(_cast(data.column(field.name), field, table, source))
+            column = data.column(field.name)
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else None
+            is_kept = keep_dictionaries and kind == field.type and field.name not in table.choices
+            columns.append(_cast(column, field.with_type(column.type) if is_kept else field, table, source))
         elif field.nullable:
             columns.append(pa.nulls(data.num_rows, type=field.type))
         else:
@@ -229,7 +234,8 @@ def validate(data: pa.Table, table: TableSchema, *, source: str = "table") -> pa
                 where=source,
                 do=f"Add the column, of type {field.type}; docs/tables.md lists all columns",
             )
-    checked = pa.table(columns, schema=table.schema)
+    fields = [field.with_type(column.type) for field, column in zip(table.schema, columns, strict=True)]
+    checked = pa.table(columns, schema=pa.schema(fields))
     for name, allowed in table.choices.items():
         column = checked.column(name)
         # Null was refused above wherever it may not be.
@@ -282,11 +288,19 @@ def _check_unique(data: pa.Table, table: TableSchema, source: str) -> None:
 
 
 def write(path: Path, data: pa.Table, table: TableSchema) -> None:
-    """Validate `data` and write it as Parquet, whole or not at all."""
-    checked = validate(data, table, source=str(path))
-    metadata = {_NAME_KEY: table.name.encode(), _VERSION_KEY: ".".join(map(str, VERSION)).encode()}
-    with atomic_path(path) as temporary:
-        pq.write_table(checked.replace_schema_metadata(metadata), temporary, compression="zstd")
+    """Validate `data` and write it as Parquet, whole or not at all.
+
+    Columns of text may be dictionary-encoded, which is written faster; in the file they are columns of text.
+    """
+    checked = validate(data, table, source=str(path), keep_dictionaries=True)
+    metadata = {_NAME_KEY: table.name, _VERSION_KEY: ".".join(map(str, VERSION))}
+    with (
+        atomic_path(path) as temporary,
+        # Without Arrow's own schema, by which a reader would make dictionaries of them again.
+        pq.ParquetWriter(temporary, checked.schema, compression="zstd", store_schema=False) as writer,
+    ):
+        writer.write_table(checked)
+        writer.add_key_value_metadata(metadata)
 
 
 def read(path: Path, table: TableSchema) -> pa.Table:

@@ -106,10 +106,25 @@ def doc_hash(doc: Any) -> str:
     import hashlib
     import json
 
+    import orjson
+
+    if _is_plain(doc):
+        try:  # the same text, ten times as fast
+            return hashlib.sha256(orjson.dumps(doc, option=orjson.OPT_INDENT_2)).hexdigest()
+        except TypeError:  # half a surrogate pair, or an integer of more than 64 bits
+            pass
     from lm_eval.utils import handle_non_serializable
 
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that both JSON writers write alike: numbers that are not whole are not."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(name) is str for name in value) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if kind is list else kind in (str, int, bool, type(None))
 
 
 def cluster_of(task: Any, doc: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.reports.runs import write_run
 
-COMMANDS = ["run", "tasks", "audit", "compare", "report", "diff", "trend", "rescore", "quickstart"]
+COMMANDS = ["run", "tasks", "audit", "dedup", "compare", "report", "diff", "trend", "rescore", "quickstart"]
 
 
 def evalkit(*arguments, cwd=None):

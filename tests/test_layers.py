@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 LEVELS = {
     0: {"errors", "files", "resources", "tables", "progress", "terminal", "__init__"},
-    1: {"corpora", "engines", "stats", "tasks"},
+    1: {"corpora", "engines", "stats", "tasks", "text"},
     2: {"runs", "contamination", "dedup"},
     3: {"judges"},
     4: {"reports"},

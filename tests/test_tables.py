@@ -43,6 +43,20 @@ def test_rows_survive_the_round_trip(tmp_path):
     assert tables.read(path, tables.ITEMS).to_pylist() == rows
 
 
+def test_columns_of_dictionaries_are_columns_of_text_in_the_file(tmp_path):
+    path = tmp_path / "items.parquet"
+    plain = tables.from_rows(tables.ITEMS, [ITEM, ITEM | {"field": "answer"}])
+    encoded = pa.table({name: plain[name].combine_chunks() for name in plain.column_names})
+    for name in ["benchmark", "doc_hash", "field", "rule", "label"]:
+        encoded = encoded.set_column(encoded.column_names.index(name), name, plain[name].dictionary_encode())
+    tables.write(path, encoded, tables.ITEMS)
+    assert tables.read(path, tables.ITEMS).equals(plain)
+    assert pq.read_table(path).column("label").type == pa.string()
+    twice = pa.concat_tables([encoded, encoded])
+    with pytest.raises(TableError, match="2 rows of the items table have the same key"):
+        tables.write(path, twice, tables.ITEMS)
+
+
 def test_a_table_made_by_pandas_with_other_integer_types_and_extra_columns_is_read(tmp_path):
     path = tmp_path / "items.parquet"
     frame = pd.DataFrame([{**ITEM, "n_documents": 3, "mine": "x"}]).astype({"n_documents": "int32"})

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
+from lm_eval.utils import handle_non_serializable
 
 from evalkit.errors import TaskError
-from evalkit.tasks import list_tasks, load_tasks
+from evalkit.tasks import doc_hash, list_tasks, load_tasks
 
 OWN = """\
 task: gen_series
@@ -56,3 +62,16 @@ def test_lm_evals_own_tasks_are_known_by_name_and_need_their_data():
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(TaskError, match="there is no such folder"):
         load_tasks(["gen_series"], tasks_dirs=[tmp_path / "none"])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_the_hash_of_a_document_is_that_of_lm_eval(doc):
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    assert doc_hash(doc) == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -12,9 +12,9 @@ from typing import Final
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
-from evalkit.contamination.index import Index, build_index, save_index
+from evalkit.contamination.index import Index, build_index, load_index, save_index
 from evalkit.contamination.outputs import SCAN, write_audit
-from evalkit.contamination.parts import ScanTask, read_part, scan_part, shown_progress
+from evalkit.contamination.parts import ScanTask, read_part, scan_part, shown_progress, warm_up
 from evalkit.contamination.record import AuditDirectory, open_audit
 from evalkit.contamination.recorded import join_parts, load
 from evalkit.contamination.rules import Rule
@@ -81,11 +81,19 @@ def audit(
     """
     _check_target(out, benchmarks, rules, overwrite)
     begun = time.monotonic()
+    engine = engine or LocalEngine()
+    if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
+        engine.start(warm_up)
     looked_for = [*benchmarks, canary_benchmark()]
     index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
     if all(field.name == CANARY for field in index.fields):
         raise InputError("no benchmark item has a word to look for", where=benchmarks[0].source, do="Check its fields")
-    found = _scan(shards, index, out / WORK, text_column, id_column, engine or LocalEngine())
+    # By its name: should another audit run in the same directory, neither works with the other's.
+    place = out / WORK / f"index-{index.fingerprint[:16]}"
+    save_index(index, place)
+    # From here on its arrays are in the memory that the workers map, too.
+    index = load_index(place)
+    found = _scan(shards, index, place, text_column, id_column, engine)
     findings = apply_rules(
         rules,
         looked_for,
@@ -163,15 +171,12 @@ def judge(
 def _scan(
     shards: Sequence[Shard],
     index: Index,
-    work: Path,
+    place: Path,
     text_column: str | Sequence[str],
     id_column: str | None,
     engine: Engine,
 ) -> list[ShardRuns]:
-    """Scan all parts of the corpus that an earlier audit has not left scanned in `work`; one result a file."""
-    # By its name: should another audit run in the same directory, neither works with the other's.
-    place = work / f"index-{index.fingerprint[:16]}"
-    save_index(index, place)
+    """Scan all parts of the corpus that an earlier audit has not left scanned beside `place`; one result a file."""
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
     tasks = []
     for shard in shards:
@@ -180,7 +185,7 @@ def _scan(
         pieces = pieces_of(shard.size) if isinstance(shard.path, Path) else []
         for number, part in enumerate(parts):
             mine = tuple(pieces[number :: len(parts)])
-            tasks.append(ScanTask(part, place, index.fingerprint, work, columns, id_column, mine))
+            tasks.append(ScanTask(part, place, index.fingerprint, place.parent, columns, id_column, mine))
     left = [task for task in tasks if not task.path.exists()]
     if len(left) < len(tasks):
         say(f"{len(tasks) - len(left)} of {len(tasks)} parts were scanned before and are kept")
@@ -188,6 +193,7 @@ def _scan(
     with progress_bar("scanning", total or None, unit="bytes") as bar, shown_progress(tasks, bar):
         for _ in engine.map(scan_part, left):
             pass
+    engine.stop()  # their memory is needed for what follows
     return join_parts([read_part(task) for task in tasks])
 
 

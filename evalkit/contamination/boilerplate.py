@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from evalkit.contamination import kernels
 from evalkit.contamination.evaluate import Int64, Runs, largest_union
-from evalkit.contamination.index import SHORTEST_NEAR, Index, distinct_of
+from evalkit.contamination.index import SHORTEST_NEAR, Index, distinct_of, numbers_of
 from evalkit.contamination.rivals import find_covered
 
 MANY: Final = 10
@@ -115,7 +115,7 @@ def _in_many_texts(
 def _in_passing(runs: Runs, is_exact: npt.NDArray[np.bool_], sizes: Int64) -> npt.NDArray[np.bool_]:
     """Whether the document of each run holds less than half of the field."""
     keys = runs.documents * len(sizes) + runs.fields
-    pair = np.unique(keys, return_inverse=True)[1]
+    pair = numbers_of(keys)
     mine = runs.only(is_exact)
     n_pairs = int(pair.max(initial=-1)) + 1
     covered = largest_union(

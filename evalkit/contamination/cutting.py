@@ -8,9 +8,9 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Final, Literal
 
-from evalkit.contamination.normalise import CHARACTER, IGNORED, MARK, WORD, fold, kind_of
 from evalkit.corpora.fields import SEPARATOR as BETWEEN_TEXTS
 from evalkit.errors import SpecError
+from evalkit.text.normalise import CHARACTER, IGNORED, MARK, WORD, fold, kind_of
 
 Interval = tuple[int, int]
 """Characters [start, end) of a document."""

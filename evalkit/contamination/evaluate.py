@@ -54,7 +54,8 @@ class Runs:
 
     def only(self, which: npt.NDArray[np.bool_]) -> Runs:
         """Return some of them."""
-        return Runs(**{name: column[which] for name, column in vars(self).items()})
+        numbers = np.flatnonzero(which)
+        return Runs(**{name: column[numbers] for name, column in vars(self).items()})
 
 
 SUPPORTED: Final = 0.5
@@ -142,7 +143,7 @@ def evaluate(
             runs = replace(runs, n_tokens=np.maximum(runs.n_tokens, runs.n_skipping))
         counts = may_count & (runs.n_edits < 0) & (runs.n_tokens >= needed[runs.fields])
     if rule.measure == "substring":
-        counts &= _covers_a_sample(rule, index, runs, needed)
+        counts[counts] = _covers_a_sample(rule, index, runs.only(counts), needed)
     mine = runs.only(counts)
     best_run = _best_runs(len(sizes), mine.fields, mine.n_tokens, np.flatnonzero(counts))
     longest = np.where(best_run >= 0, np.append(runs.n_tokens, 0)[best_run], 0)
@@ -237,9 +238,10 @@ def largest_union(n_fields: int, fields: Int64, groups: Int64, begins: Int64, en
     largest = np.zeros(n_fields, dtype=np.int64)
     if not len(fields):
         return largest
-    order = np.lexsort((begins, groups, fields))
-    fields, groups, begins, ends = fields[order], groups[order], begins[order], ends[order]
-    is_first = np.append(True, (np.diff(fields) != 0) | (np.diff(groups) != 0))
+    of_group = fields * (int(groups.max()) + 1) + groups
+    order = np.lexsort((begins, of_group))
+    fields, of_group, begins, ends = fields[order], of_group[order], begins[order], ends[order]
+    is_first = np.append(True, of_group[1:] != of_group[:-1])
     group = np.cumsum(is_first) - 1
     # Each group on a stretch of numbers of its own: one running maximum then serves all.
     offset = group * (int(ends.max()) + 1)
@@ -252,10 +254,15 @@ def largest_union(n_fields: int, fields: Int64, groups: Int64, begins: Int64, en
 
 def _covers_a_sample(rule: Rule, index: Index, runs: Runs, needed: Int64) -> npt.NDArray[np.bool_]:
     """Whether each run holds one of the field's random stretches of characters, in whole words."""
-    covers = np.zeros(len(runs.fields), dtype=bool)
-    if not len(covers):
+    # Only a run of enough characters can hold one; the whole of a field holds all, and no draw is needed.
+    covers: npt.NDArray[np.bool_] = runs.n_tokens == index.field_sizes[runs.fields]
+    bounds = np.concatenate([[0], np.cumsum(index.token_sizes)])
+    begins = index.field_bounds[runs.fields] + runs.places
+    is_long = bounds[begins + runs.n_tokens] - bounds[begins] >= rule.length
+    left = np.flatnonzero(is_long & ~covers)
+    if not len(left):
         return covers
-    order = np.argsort(runs.fields, kind="stable")
+    order = left[np.argsort(runs.fields[left], kind="stable")]
     found, first = np.unique(runs.fields[order], return_index=True)
     for f, mine in zip(found.tolist(), np.split(order, first[1:]), strict=True):
         places, ends = runs.places[mine], runs.places[mine] + runs.n_tokens[mine]

@@ -188,12 +188,12 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
     offsets = np.cumsum([0, *n_rows[:-1]])
     near = [one.near for one in found]
 
-    def column(name: str, of_near: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        return np.concatenate([*(getattr(one, name) for one in found), *of_near])
+    def column(name: str, of_near: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+        return np.concatenate([*(getattr(one, name) for one in found), *of_near], dtype=np.int64)
 
     nothing = [np.zeros(len(one.rows), dtype=np.int64) for one in near]
     n_runs = sum(len(one.rows) for one in found)
-    n_edits = np.concatenate([np.full(n_runs, -1), *(one.n_edits for one in near)])
+    n_edits = np.concatenate([np.full(n_runs, -1), *(one.n_edits for one in near)], dtype=np.int64)
     fields, places = column("fields", [one.fields for one in near]), column("places", nothing)
     n_tokens = column("n_tokens", [np.maximum(index.field_sizes[one.fields] - one.n_edits, 0) for one in near])
     begin = (index.field_bounds[fields] + places)[:n_runs]
@@ -226,10 +226,12 @@ def _with_boilerplate(findings: Findings) -> dict[str, npt.NDArray[np.bool_]]:
     touched = np.unique(findings.runs.fields[findings.ignored])
     if not len(touched):
         return dirty
-    some = np.isin(findings.runs.fields, touched)
-    runs, copies = findings.runs.only(some), findings.copies
-    copies = copies and Copies(copies.outdone[some], copies.support[some])
+    is_touched = np.zeros(len(findings.index.fields), dtype=bool)
+    is_touched[touched] = True
     for rule in findings.rules:
+        some = (is_touched & ~dirty[rule.name])[findings.runs.fields]
+        runs, copies = findings.runs.only(some), findings.copies
+        copies = copies and Copies(copies.outdone[some], copies.support[some])
         overlaps = findings.overlaps.get(rule.name)
         overlaps = None if overlaps is None else overlaps[some]
         dirty[rule.name] = (

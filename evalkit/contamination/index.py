@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ import pyarrow as pa
 
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
-from evalkit.contamination.normalise import VERSION, FoldTable, code_table, fold_table
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
+from evalkit.text.buffers import arrow_buffers, make_read_only
+from evalkit.text.kernels import BASE, tokenise_all
+from evalkit.text.normalise import VERSION, FoldTable, code_table, fold_table
 
 # Bits of the filter per n-gram: at 16, about one window in 50 that is in no benchmark still costs a table look-up.
 _FILTER_BITS_PER_KEY = 16
@@ -40,7 +43,10 @@ _ARRAYS: Final = (
 )
 
 
-@dataclass(frozen=True)
+_Number = TypeVar("_Number", np.int64, np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
     """One text of one benchmark item: numbers into the list of benchmarks and their items, and the item's hash."""
 
@@ -121,6 +127,9 @@ class Index:
     code_fold: FoldTable
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        make_read_only(vars(self).values())
+
     @cached_property
     def field_sizes(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each field."""
@@ -167,7 +176,7 @@ class Index:
         """The normalisation of text and of code in the form that the kernels take."""
         return self.fold.arrays, self.code_fold.arrays
 
-    @property
+    @cached_property
     def is_code(self) -> npt.NDArray[np.bool_]:
         """Whether each field is code."""
         return np.array([field.is_code for field in self.fields], dtype=bool)
@@ -175,7 +184,7 @@ class Index:
     @property
     def n_modes(self) -> int:
         """2 when a field is code, so that each document must be read as code, too; otherwise 1."""
-        return 1 + any(field.is_code for field in self.fields)
+        return 1 + int(self.is_code.any())
 
     @property
     def seed_arrays(self) -> tuple[npt.NDArray[np.uint64] | npt.NDArray[np.int64], ...]:
@@ -192,9 +201,10 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
     """Index all fields of all items for runs of at least `n` tokens."""
     fields, texts = [], []
     for b, benchmark in enumerate(benchmarks):
+        is_code = cache(benchmark.is_code)
         for i, item in enumerate(benchmark.items):
             for name, text in item.fields.items():
-                fields.append(Field(b, i, name, item.doc_hash, benchmark.is_code(name)))
+                fields.append(Field(b, i, name, item.doc_hash, is_code(name)))
                 texts.append(text)
     hashes, token_sizes, bounds = tokenise(texts, [field.is_code for field in fields])
     sizes = np.diff(bounds)
@@ -233,7 +243,7 @@ def build_index(benchmarks: Sequence[Benchmark], n: int) -> Index:
         posting_field=renumbered[table.texts],
         posting_place=table.places,
         lengths=np.array(lengths, dtype=np.int64),
-        powers=np.array([pow(int(kernels.BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
+        powers=np.array([pow(int(BASE), length, 1 << 64) for length in lengths], dtype=np.uint64),
         seed_keys=seeds.keys,
         seed_slots=seeds.slots,
         seed_start=seeds.start,
@@ -254,14 +264,15 @@ def _supports(
     benchmarks: Sequence[Benchmark], fields: Sequence[Field], sizes: npt.NDArray[np.int64]
 ) -> list[list[str]]:
     """For each field, what should follow a short question: its choices, or else its answer."""
-    supports = []
-    for field, size in zip(fields, sizes.tolist(), strict=True):
-        texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
-        if field.name == QUESTION and size < SHORTEST_NEAR:
+    supports: list[list[str]] = [[] for _ in fields]
+    for number in np.flatnonzero(sizes < SHORTEST_NEAR).tolist():
+        field = fields[number]
+        if field.name == QUESTION:
+            texts: dict[str, list[str]] = {CHOICES: [], ANSWER: []}
             for name, text in benchmarks[field.benchmark].items[field.item].fields.items():
                 if kind_of_field(name) in texts and any(map(str.isalnum, text)):
                     texts[kind_of_field(name)].append(text)
-        supports.append(texts[CHOICES] or texts[ANSWER][:1])
+            supports[number] = texts[CHOICES] or texts[ANSWER][:1]
     return supports
 
 
@@ -291,7 +302,7 @@ def save_index(index: Index, folder: Path) -> None:
             "n": index.n,
             "n_not_indexed": index.n_not_indexed,
             "fingerprint": index.fingerprint,
-            "fields": [tuple(vars(field).values()) for field in index.fields],
+            "fields": list(map(attrgetter(*Field.__slots__), index.fields)),
         },
     )
 
@@ -346,11 +357,11 @@ def tokenise(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the hashes of all tokens of all texts, their sizes in characters, and the bounds of the texts."""
     # Lone surrogates cannot be encoded; they match nothing, so they may become any separator.
-    safe = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    safe = [text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     data, offsets = arrow_buffers(pa.array(safe, type=pa.large_string()))
 
     def by(table: FoldTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return kernels.tokenise_all(data, offsets, table.arrays)
+        return tokenise_all(data, offsets, table.arrays)
 
     as_text = by(fold_table())
     if is_code is None or not any(is_code):
@@ -363,17 +374,29 @@ def tokenise(
     return hashes, sizes, bounds
 
 
-def distinct_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def distinct_of(values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     """Return the different values, ascending: by sorting, which is several times as fast as `numpy.unique` is."""
     ordered = np.sort(values)
-    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
+    return ordered[_is_first(ordered)]
 
 
-def arrow_buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the bytes and the n + 1 offsets of an Arrow large_string array without copying."""
-    _, offsets, data = texts.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8), bounds
+def first_of_each(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where each different value stands first, in the order of the values."""
+    order = np.argsort(values, kind="stable")
+    return order[_is_first(values[order])]
+
+
+def numbers_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the rank of each value among the different ones: fast where they lie nearly in order."""
+    order = np.argsort(values, kind="stable")
+    numbers = np.empty(len(values), dtype=np.int64)
+    numbers[order] = np.cumsum(_is_first(values[order])) - 1
+    return numbers
+
+
+def _is_first(ordered: npt.NDArray[_Number]) -> npt.NDArray[np.bool_]:
+    """Whether each of some values in order is the first of its equals."""
+    return np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
 
 
 def _windows(
@@ -422,28 +445,25 @@ def _postings(
     most: int | None = None,
 ) -> _Postings:
     """Group windows by their keys; leave out those that occur in more than `most` places."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    first = np.flatnonzero(np.append(len(keys) > 0, ordered[1:] != ordered[:-1]))
-    n_places = np.diff(np.append(first, len(keys)))
-    distinct = ordered[first]
+    slots, n_slots = kernels.group(keys, *_empty_table(len(keys)))
+    n_places = np.bincount(slots, minlength=n_slots)
     if most is not None:
         is_rare = n_places <= most
-        order = order[np.repeat(is_rare, n_places)]
-        distinct, n_places = distinct[is_rare], n_places[is_rare]
-        first = np.cumsum(n_places) - n_places
-    size = 1 << max(4, int(2 * len(distinct)).bit_length())
-    table_keys = np.zeros(size, dtype=np.uint64)
-    table_slots = np.full(size, -1, dtype=np.int64)
+        chosen = np.flatnonzero(is_rare[slots])
+        slots, texts, places = (np.cumsum(is_rare) - 1)[slots[chosen]], texts[chosen], places[chosen]
+        keys, n_places = keys[chosen], n_places[is_rare]
+    start = np.append(0, np.cumsum(n_places))
+    order = kernels.order_of_groups(slots, start)
+    distinct = keys[order[start[:-1]]]
+    table_keys, table_slots = _empty_table(len(distinct))
     kernels.fill_table(distinct, table_keys, table_slots)
-    return _Postings(
-        distinct=distinct,
-        keys=table_keys,
-        slots=table_slots,
-        start=np.append(first, len(order)).astype(np.int64),
-        texts=texts[order],
-        places=places[order],
-    )
+    return _Postings(distinct, table_keys, table_slots, start, texts[order], places[order])
+
+
+def _empty_table(n_keys: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """An open-addressing table that so many keys fill to a half at most."""
+    size = 1 << max(4, int(2 * n_keys).bit_length())
+    return np.zeros(size, dtype=np.uint64), np.full(size, -1, dtype=np.int64)
 
 
 def _weights(
@@ -468,10 +488,9 @@ def _fingerprint(benchmarks: Sequence[Benchmark], n: int) -> str:
     digest = hashlib.sha256(f"normalisation {VERSION}, n {n}".encode())
     for benchmark in benchmarks:
         digest.update(b"\x00benchmark\x00" + benchmark.name.encode())
+        is_code = cache(benchmark.is_code)
         for item in benchmark.items:
-            if not item.fields:
-                continue
-            digest.update(b"\x00item\x00" + item.doc_hash.encode())
-            for name, text in item.fields.items():
-                digest.update(f"\x00{name}\x00{benchmark.is_code(name)}\x00{text}".encode("utf-8", "replace"))
+            if item.fields:
+                texts = "".join(f"\x00{name}\x00{is_code(name)}\x00{text}" for name, text in item.fields.items())
+                digest.update(f"\x00item\x00{item.doc_hash}{texts}".encode("utf-8", "replace"))
     return digest.hexdigest()

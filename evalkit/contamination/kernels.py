@@ -30,18 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.contamination.normalise import CHARACTER, COMMENT_OR_NOT, IGNORED, MARK, WORD
-
-# FNV-1a's prime, over code points; every finished token is mixed once more (murmur3's finaliser), since the
-# polynomial over tokens below needs well-spread values.
-_PRIME: Final = np.uint64(0x100000001B3)
-_MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
-_MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
-_SHIFT: Final = np.uint64(33)
-# Base of the polynomial hash of a window of tokens; odd, so that it is invertible modulo 2^64.
-BASE: Final = np.uint64(0x9E3779B97F4A7C15)
-
-_OUTSIDE, _IN_WORD, _IN_CHARACTER = 0, 1, 2
+from evalkit.text.kernels import BASE, count_characters, mix, tokenise
 
 SEED: Final = 5
 """Tokens of a window by which near matches are found."""
@@ -69,8 +58,6 @@ LCS_FIRST: Final = 13
 LCS_LONGEST: Final = 4096
 """The longest common subsequence is found for runs of at least so many tokens, in fields of at most so many."""
 
-_NEWLINE, _STAR, _SLASH = ord("\n"), ord("*"), ord("/")
-
 _TIE: Final = 1e-9
 
 _ZERO: Final = np.uint64(0)
@@ -81,147 +68,6 @@ _HIGH_BITS: Final = np.uint64(58)
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def mix(value: Any) -> Any:
-    """Spread the bits of a hash: murmur3's finaliser."""
-    value ^= value >> _SHIFT
-    value *= _MIX_1
-    value ^= value >> _SHIFT
-    value *= _MIX_2
-    value ^= value >> _SHIFT
-    return value
-
-
-@njit(cache=True, nogil=True)
-def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
-    """Where the text goes on after a character that may begin a comment, and the comment if it does."""
-    if code == COMMENT_OR_NOT:
-        following = data[i + 1] if i + 1 < end else 0
-        if following == _STAR:
-            i += 2
-            while i + 1 < end and not (data[i] == _STAR and data[i + 1] == _SLASH):
-                i += 1
-            return min(i + 2, end)
-        if following != _SLASH:
-            return i + 1
-    while i < end and data[i] != _NEWLINE:
-        i += 1
-    return i
-
-
-@njit(cache=True, nogil=True)
-def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, starts: Any, ends: Any) -> int:
-    """Tokenise `data[begin:end]` (valid UTF-8) by a `FoldTable` and return the number of tokens.
-
-    Writes for each token its 64-bit hash and its place as byte offsets `[start, end)` from `begin`. The output arrays
-    must hold `2 * (end - begin) + 1` tokens: a ligature of 3 bytes can be 4 tokens.
-    """
-    ascii_code, kind, fold_start, fold_codes, seeds = fold_arrays
-    seed = seeds[0]
-    n = 0
-    state = _OUTSIDE
-    value = seed
-    i = begin
-    while i < end:
-        byte = data[i]
-        if byte < 128:
-            code = ascii_code[byte]
-            if code <= COMMENT_OR_NOT:
-                if state != _OUTSIDE:
-                    hashes[n] = mix(value)
-                    n += 1
-                    state = _OUTSIDE
-                i = i + 1 if code == 0 else _after_comment(data, i, end, code)
-                continue
-            if state != _IN_WORD:
-                if state == _IN_CHARACTER:
-                    hashes[n] = mix(value)
-                    n += 1
-                state = _IN_WORD
-                value = seed
-                starts[n] = i - begin
-            # Most of a text: the rest of an ASCII word, without a look at anything else.
-            while code > COMMENT_OR_NOT:
-                value = (value ^ np.uint64(code)) * _PRIME
-                i += 1
-                if i == end:
-                    break
-                code = ascii_code[data[i]]
-            ends[n] = i - begin
-            continue
-        at = i
-        if byte < 0xE0:
-            point = ((byte & 0x1F) << 6) | (data[i + 1] & 0x3F)
-            i += 2
-        elif byte < 0xF0:
-            point = ((byte & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F)
-            i += 3
-        else:
-            point = (
-                ((byte & 0x07) << 18)
-                | ((data[i + 1] & 0x3F) << 12)
-                | ((data[i + 2] & 0x3F) << 6)
-                | (data[i + 3] & 0x3F)
-            )
-            i += 4
-        for k in range(fold_start[point], fold_start[point + 1]):
-            folded = fold_codes[k]
-            what = kind[folded]
-            if what == IGNORED or (what == MARK and state == _OUTSIDE):
-                continue
-            if what == MARK or (what == WORD and state == _IN_WORD):
-                value = (value ^ np.uint64(folded)) * _PRIME
-                ends[n] = i - begin
-                continue
-            if state != _OUTSIDE:
-                hashes[n] = mix(value)
-                n += 1
-                state = _OUTSIDE
-            if what in (WORD, CHARACTER):
-                state = _IN_WORD if what == WORD else _IN_CHARACTER
-                starts[n] = at - begin
-                ends[n] = i - begin
-                value = (seed ^ np.uint64(folded)) * _PRIME
-    if state != _OUTSIDE:
-        hashes[n] = mix(value)
-        n += 1
-    return n
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _characters(data: Any, begin: int, end: int) -> int:
-    """Number of characters (code points) that begin in `data[begin:end]`."""
-    n = 0
-    for i in range(begin, end):
-        n += (data[i] & 0xC0) != 0x80
-    return n
-
-
-@njit(cache=True, nogil=True)
-def tokenise_all(data: Any, offsets: Any, fold_arrays: Any) -> tuple[UInt64, Int64, Int64]:
-    """Tokenise every text of an Arrow string array by a `FoldTable`.
-
-    Returns the hashes of all tokens, one text after the other, their sizes in characters of the text, and the
-    n_texts + 1 bounds of the texts in them.
-    """
-    n_texts = len(offsets) - 1
-    longest = 0
-    for t in range(n_texts):
-        longest = max(longest, offsets[t + 1] - offsets[t])
-    starts = np.empty(2 * longest + 1, dtype=np.int32)
-    ends = np.empty(2 * longest + 1, dtype=np.int32)
-    hashes = np.empty(2 * (offsets[n_texts] - offsets[0]) + n_texts, dtype=np.uint64)
-    sizes = np.empty(len(hashes), dtype=np.int64)
-    bounds = np.zeros(n_texts + 1, dtype=np.int64)
-    for t in range(n_texts):
-        bounds[t + 1] = bounds[t] + tokenise(
-            data, offsets[t], offsets[t + 1], fold_arrays, hashes[bounds[t] :], starts, ends
-        )
-        for k in range(bounds[t + 1] - bounds[t]):
-            sizes[bounds[t] + k] = _characters(data, offsets[t] + starts[k], offsets[t] + ends[k])
-    return hashes[: bounds[n_texts]].copy(), sizes[: bounds[n_texts]].copy(), bounds
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -247,6 +93,38 @@ def fill_table(keys: Any, table_keys: Any, table_slots: Any) -> None:
             place = (place + _ONE) & mask
         table_keys[place] = keys[slot]
         table_slots[place] = slot
+
+
+@njit(cache=True, nogil=True)
+def group(keys: Any, table_keys: Any, table_slots: Any) -> tuple[Int64, int]:
+    """Number the different keys as they come; return the number of each key, and how many there are.
+
+    The table is an empty open-addressing table, as `fill_table` takes it, with room for all keys.
+    """
+    mask = np.uint64(len(table_keys) - 1)
+    numbers = np.empty(len(keys), dtype=np.int64)
+    n = 0
+    for k in range(len(keys)):
+        place = mix(keys[k]) & mask
+        while table_slots[place] >= 0 and table_keys[place] != keys[k]:
+            place = (place + _ONE) & mask
+        if table_slots[place] < 0:
+            table_keys[place] = keys[k]
+            table_slots[place] = n
+            n += 1
+        numbers[k] = table_slots[place]
+    return numbers, n
+
+
+@njit(cache=True, nogil=True)
+def order_of_groups(numbers: Any, start: Any) -> Int64:
+    """Return the order that puts equal numbers together: those of number k from `start[k]` on, as they come."""
+    following = start.copy()
+    order = np.empty(len(numbers), dtype=np.int64)
+    for k in range(len(numbers)):
+        order[following[numbers[k]]] = k
+        following[numbers[k]] += 1
+    return order
 
 
 @njit(cache=True, nogil=True)
@@ -389,28 +267,58 @@ def _n_supports(hashes: Any, begin: int, count: int, field: int, support_arrays:
 
 
 @njit(cache=True, nogil=True)
-def _common_subsequence(hashes: Any, count: int, i: int, field: Any, run: int, row: Any) -> int:
+def _common_subsequence(hashes: Any, count: int, i: int, field: Any, run: int) -> int:
     """Length of the longest common subsequence of a field and the surroundings of a run.
 
     The surroundings are the run and as many tokens on each side as the field has. Zero for runs of fewer than
-    LCS_FIRST tokens; the run itself for fields of more than LCS_LONGEST. `row` is room for the field's tokens and one.
+    LCS_FIRST tokens; the run itself for fields of more than LCS_LONGEST.
+
+    64 cells of the dynamic program at a time, a bit each (Hyyro 2004): a bit of `column` is 0 where the next token of
+    the field makes the subsequence longer.
     """
     size = len(field)
     if run < LCS_FIRST:
         return 0
     if run == size or size > LCS_LONGEST:
         return run
-    row[: size + 1] = 0
+    # Where each token stands in the field: an open-addressing table of the first places, and of each place the next.
+    n_slots = 4
+    while n_slots < 2 * size:
+        n_slots *= 2
+    mask = np.uint64(n_slots - 1)
+    first_place = np.full(n_slots, -1, dtype=np.int32)
+    next_place = np.empty(size, dtype=np.int32)
+    for j in range(size - 1, -1, -1):
+        slot = field[j] & mask
+        while first_place[slot] >= 0 and field[first_place[slot]] != field[j]:
+            slot = (slot + _ONE) & mask
+        next_place[j] = first_place[slot]
+        first_place[slot] = j
+    n_words = (size + 63) // 64
+    column = np.full(n_words, ~_ZERO, dtype=np.uint64)
+    equal = np.zeros(n_words, dtype=np.uint64)
     for k in range(max(0, i - size), min(count, i + run + size)):
-        diagonal = 0
-        for j in range(size):
-            above = row[j + 1]
-            if hashes[k] == field[j]:
-                row[j + 1] = diagonal + 1
-            elif row[j] > above:
-                row[j + 1] = row[j]
-            diagonal = above
-    return int(row[size])
+        slot = hashes[k] & mask
+        while first_place[slot] >= 0 and field[first_place[slot]] != hashes[k]:
+            slot = (slot + _ONE) & mask
+        j = first_place[slot]
+        if j < 0:
+            continue
+        while j >= 0:
+            equal[j >> 6] |= _ONE << np.uint64(j & 63)
+            j = next_place[j]
+        carry = _ZERO
+        for w in range(n_words):
+            both = column[w] & equal[w]
+            total = column[w] + both
+            with_carry = total + carry
+            carry = np.uint64(total < both) | np.uint64(with_carry < total)
+            column[w] = with_carry | (column[w] & ~equal[w])
+            equal[w] = _ZERO
+    length = 0
+    for j in range(size):
+        length += 1 - int((column[j >> 6] >> np.uint64(j & 63)) & _ONE)
+    return length
 
 
 @njit(cache=True, nogil=True)
@@ -469,41 +377,50 @@ def _find_seeds(
 
 
 @njit(cache=True, nogil=True)
-def _align(text: Any, field: Any, weights: Any, total: Any, room: Any) -> tuple[float, int, int]:
+def _align(text: Any, field: Any, weights: Any, total: Any) -> tuple[float, int, int]:
     """Align a whole field with the part of a text that is nearest to it: Sellers' algorithm (1980), in one column.
 
     To delete or replace a token of the field costs its weight, to insert one the mean weight. Returns the least cost
-    and the first part of the text with that cost as tokens [start, end). `room` is float64[>= size + 1, 2].
+    and the first part of the text with that cost as tokens [start, end).
     """
     size = len(field)
     insertion = total / size
+    costs, begins = np.empty(size, dtype=np.float64), np.zeros(size, dtype=np.int64)
     reach = 0.0
-    for j in range(size + 1):
-        room[j, 0], room[j, 1] = reach, 0.0
-        if j < size:
-            reach += weights[j]
+    for j in range(size):
+        reach += weights[j]
+        costs[j] = reach
     best, best_begin, best_end = total, 0, 0
     for k in range(len(text)):
-        cost, begin = 0.0, float(k)
-        room[0, 1] = k + 1
+        token = text[k]
+        # To the left in the column, and to the left in the one before.
+        left, left_begin, diagonal, diagonal_begin = 0.0, k + 1, 0.0, k
         for j in range(size):
-            above, above_begin = room[j + 1, 0], room[j + 1, 1]
-            if text[k] != field[j]:
-                cost += weights[j]
-            if above + insertion < cost - _TIE:
-                cost, begin = above + insertion, above_begin
-            if room[j, 0] + weights[j] < cost - _TIE:
-                cost, begin = room[j, 0] + weights[j], room[j, 1]
-            room[j + 1, 0], room[j + 1, 1] = cost, begin
-            cost, begin = above, above_begin
-        if room[size, 0] < best - _TIE:
-            best, best_begin, best_end = room[size, 0], int(room[size, 1]), k + 1
+            weight = weights[j]
+            above, above_begin = costs[j] + insertion, begins[j]
+            cost = diagonal if token == field[j] else diagonal + weight
+            begin = diagonal_begin
+            diagonal, diagonal_begin = costs[j], above_begin
+            begin = above_begin if above < cost - _TIE else begin
+            cost = above if above < cost - _TIE else cost
+            left += weight
+            begin = left_begin if left < cost - _TIE else begin
+            cost = left if left < cost - _TIE else cost
+            costs[j], begins[j] = cost, begin
+            left, left_begin = cost, begin
+        if left < best - _TIE:
+            best, best_begin, best_end = left, left_begin, k + 1
     return best, best_begin, best_end
 
 
 @njit(cache=True, nogil=True)
 def _edit_distance(text: Any, field: Any) -> int:
     """Least number of tokens to insert, delete or replace (Levenshtein)."""
+    # What both begin or end with costs nothing.
+    while len(text) and len(field) and text[0] == field[0]:
+        text, field = text[1:], field[1:]
+    while len(text) and len(field) and text[-1] == field[-1]:
+        text, field = text[:-1], field[:-1]
     column = np.arange(len(field) + 1)
     for k in range(len(text)):
         diagonal, column[0] = column[0], k + 1
@@ -527,7 +444,6 @@ def _find_near_matches(
     `marks` has one number for each token of the fields, and the last one given.
     """
     n_near = 0
-    room = np.empty((0, 2), dtype=np.float64)
     order = np.argsort((seeds[:n_seeds, 1] << 32) + seeds[:n_seeds, 0])
     s = 0
     while s < n_seeds:
@@ -538,6 +454,7 @@ def _find_near_matches(
         marks[-1] += 1
         mark = marks[-1]
         n_covered, covered, reached = 0, 0.0, first
+        verbatim = -1
         begin, end = first, first
         while s < n_seeds and seeds[order[s], 1] == field and seeds[order[s], 0] <= reached + gap:
             i, place, run = seeds[order[s], 0], seeds[order[s], 2], seeds[order[s], 3]
@@ -546,6 +463,8 @@ def _find_near_matches(
                     marks[k] = mark
                     n_covered += 1
                     covered += weights[k]
+            if run == size and verbatim < 0:
+                verbatim = i
             reached = max(reached, i + run)
             begin = min(begin, i - place)
             end = max(end, i - place + size)
@@ -557,10 +476,11 @@ def _find_near_matches(
         margin = max(16, size // 4)
         begin = max(0, max(begin, first - size) - margin)
         end = min(count, min(end, reached + size) + margin)
-        if len(room) <= size:
-            room = np.empty((size + 1, 2), dtype=np.float64)
         whole = field_hashes[low : low + size]
-        cost, copy_begin, copy_end = _align(hashes[begin:end], whole, mine, total, room)
+        if verbatim >= 0:
+            cost, copy_begin, copy_end = 0.0, verbatim - begin, verbatim - begin + size
+        else:
+            cost, copy_begin, copy_end = _align(hashes[begin:end], whole, mine, total)
         if 1.0 - cost / total < SIMILAR - _TIE and covered < REORDERED * total - _TIE:
             continue
         if n_near == len(near):
@@ -622,7 +542,7 @@ def scan(
         cleared between them), its tokens, and those with skips; `latest_seeds` the first two of the seeds; `marks` see
         `_find_near_matches`.
     out
-        int64[capacity, 10], filled with: document, field, place in the field (tokens), number of tokens, start and
+        int32[capacity, 10], filled with: document, field, place in the field (tokens), number of tokens, start and
         end in the document (characters), tokens with skips, longest common subsequence, tokens of the document,
         supporting texts after it.
     near_out, similarities
@@ -653,7 +573,6 @@ def scan(
     beginning_power, seed_power = _power(beginning), _power(SEED)
     seeds = np.empty((64, 4), dtype=np.int64)
     near = np.empty((64, 7), dtype=np.float64)
-    row = np.empty(LCS_LONGEST + 1, dtype=np.int64)
     n_runs = 0
     n_all_near = 0
     n_tokens = 0
@@ -710,13 +629,13 @@ def scan(
                         out[n_runs, 2] = place
                         out[n_runs, 3] = run
                         # Runs come in the order of their beginnings: each character is counted about once.
-                        place_characters += _characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
+                        place_characters += count_characters(data, offsets[d] + place_bytes, offsets[d] + starts[i])
                         place_bytes = starts[i]
                         end = offsets[d] + ends[i + run - 1]
                         out[n_runs, 4] = place_characters
-                        out[n_runs, 5] = place_characters + _characters(data, offsets[d] + place_bytes, end)
+                        out[n_runs, 5] = place_characters + count_characters(data, offsets[d] + place_bytes, end)
                         out[n_runs, 6] = with_skips
-                        out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run, row)
+                        out[n_runs, 7] = _common_subsequence(hashes, count, i, whole, run)
                         out[n_runs, 8] = count
                         out[n_runs, 9] = _n_supports(hashes, i + run, count, field, support_arrays)
                         n_runs += 1
@@ -738,8 +657,8 @@ def scan(
                 near_out[n_all_near, 0] = d
                 near_out[n_all_near, 1] = int(near[k, 0])
                 near_out[n_all_near, 2] = int(near[k, 1])
-                near_out[n_all_near, 3] = _characters(data, offsets[d], begin)
-                near_out[n_all_near, 4] = near_out[n_all_near, 3] + _characters(data, begin, end)
+                near_out[n_all_near, 3] = count_characters(data, offsets[d], begin)
+                near_out[n_all_near, 4] = near_out[n_all_near, 3] + count_characters(data, begin, end)
                 near_out[n_all_near, 5] = keep
                 near_out[n_all_near, 6] = offsets[d] + ends[int(near[k, 5]) - 1]
                 similarities[n_all_near] = near[k, 6]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +16,10 @@ import pyarrow as pa
 import evalkit
 from evalkit import tables
 from evalkit.contamination.boilerplate import MANY
+from evalkit.contamination.evaluate import Int64
 from evalkit.contamination.findings import AuditResult, Findings
+from evalkit.contamination.index import first_of_each
 from evalkit.contamination.kernels import SIMILAR
-from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.recorded import NEAR_SUFFIX, write
 from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
 from evalkit.contamination.scan import ShardRuns
@@ -30,10 +31,9 @@ from evalkit.corpora.shards import AUDIT_RECORD
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
 from evalkit.progress import warn
+from evalkit.text.normalise import VERSION
 
 BAD_ROWS: Final = "bad_rows.jsonl"
-
-_CHUNK: Final = 1 << 20
 
 SCAN: Final = "scan.parquet"
 """What the scan has recorded, from which other rules can be applied without the corpus."""
@@ -45,10 +45,10 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
     The earlier record goes before the first table is replaced, and the new one comes last, so that a killed write
     is seen as unfinished: a directory without the record is no audit.
     """
-    places = _document_places(findings.found)
+    places, names = _document_places(findings.found), _field_names(findings)
     built = (
-        (tables.MATCHES, _matches(findings, places)),
-        (tables.ITEMS, _items(findings, places)),
+        (tables.MATCHES, _matches(findings, places, names)),
+        (tables.ITEMS, _items(findings, places, names)),
         (tables.DOCUMENTS, _documents(findings, places)),
         (TEXTS, texts_of(findings.benchmarks)),
     )
@@ -72,8 +72,8 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
 class _Places:
     """For every run, and then every near match, where its document is."""
 
-    corpus: pa.ChunkedArray
-    file: pa.ChunkedArray
+    corpus: pa.DictionaryArray
+    file: pa.DictionaryArray
     row: np.ndarray[Any, np.dtype[np.int64]]
     doc_id: pa.ChunkedArray
 
@@ -82,8 +82,8 @@ def _document_places(found: Sequence[ShardRuns]) -> _Places:
     n_found = [*(len(one.rows) for one in found), *(len(one.near.rows) for one in found)]
     numbers = np.repeat(np.tile(np.arange(len(found)), 2), n_found)
     return _Places(
-        corpus=_each([one.shard.corpus for one in found], numbers),
-        file=_each([str(one.shard.path) for one in found], numbers),
+        corpus=_encoded([one.shard.corpus for one in found], numbers),
+        file=_encoded([str(one.shard.path) for one in found], numbers),
         row=np.concatenate([*(one.rows for one in found), *(one.near.rows for one in found)]),
         doc_id=pa.chunked_array(
             [*(one.doc_ids for one in found), *(one.near.doc_ids for one in found)], type=pa.large_string()
@@ -91,68 +91,71 @@ def _document_places(found: Sequence[ShardRuns]) -> _Places:
     )
 
 
-def _each(values: Sequence[str], numbers: np.ndarray[Any, np.dtype[np.int64]]) -> pa.ChunkedArray:
-    """The value of each number. There can be millions: no Python object for each, and no array of more than 2 GiB."""
-    named = pa.array(values, type=pa.string())
-    chunks = [named.take(pa.array(numbers[begin : begin + _CHUNK])) for begin in range(0, len(numbers), _CHUNK)]
-    return pa.chunked_array(chunks, type=pa.string())
+def _encoded(values: Sequence[str], numbers: Int64) -> pa.DictionaryArray:
+    """The value of each number. There can be millions: a string is kept once, however often it stands there."""
+    return _chosen(pa.array(values, type=pa.string()).dictionary_encode(), numbers)
 
 
-def _matches(findings: Findings, places: _Places) -> pa.Table:
+def _chosen(column: pa.DictionaryArray, numbers: Int64) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(column.indices.take(pa.array(numbers)), column.dictionary)
+
+
+def _field_names(findings: Findings) -> dict[str, pa.DictionaryArray]:
+    """The columns that name a field, with a row for each of the index."""
+    index = findings.index
+    return {
+        "benchmark": _encoded([benchmark.name for benchmark in findings.benchmarks], index.benchmarks),
+        "doc_hash": pa.array([field.doc_hash for field in index.fields], type=pa.string()).dictionary_encode(),
+        "field": pa.array([field.name for field in index.fields], type=pa.string()).dictionary_encode(),
+    }
+
+
+def _matches(findings: Findings, places: _Places, names: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """Every run and every edited copy, whatever the rules make of it."""
-    benchmarks, index, runs = findings.benchmarks, findings.index, findings.runs
-    coverage = runs.n_tokens / index.field_sizes[runs.fields]
-
-    table = tables.from_columns(
-        tables.MATCHES,
-        {
-            "corpus": places.corpus,
-            "file": places.file,
-            "row": places.row,
-            "doc_id": places.doc_id,
-            "benchmark": _each([benchmarks[field.benchmark].name for field in index.fields], runs.fields),
-            "doc_hash": _each([field.doc_hash for field in index.fields], runs.fields),
-            "field": _each([field.name for field in index.fields], runs.fields),
-            "start": runs.starts,
-            "end": runs.ends,
-            "n_tokens": runs.n_tokens,
-            "coverage": coverage,
-            "n_edits": np.maximum(runs.n_edits, 0),
-        },
-    )
+    runs = findings.runs
     # A near match without edits is a run, too; one that is hardly similar is the trace of reordered text.
-    return table.filter(pa.array((runs.n_edits < 0) | ((runs.n_edits > 0) & (runs.similarities >= SIMILAR))))
+    mine = np.flatnonzero((runs.n_edits < 0) | ((runs.n_edits > 0) & (runs.similarities >= SIMILAR)))
+    fields = runs.fields[mine]
+    columns = {
+        "corpus": _chosen(places.corpus, mine),
+        "file": _chosen(places.file, mine),
+        "row": places.row[mine],
+        **{name: _chosen(column, fields) for name, column in names.items()},
+        "start": runs.starts[mine],
+        "end": runs.ends[mine],
+        "n_tokens": runs.n_tokens[mine],
+        "coverage": runs.n_tokens[mine] / findings.index.field_sizes[fields],
+        "doc_id": places.doc_id.take(pa.array(mine)),
+        "n_edits": np.maximum(runs.n_edits[mine], 0),
+    }
+    return pa.table(columns)
 
 
-def _items(findings: Findings, places: _Places) -> pa.Table:
+def _items(findings: Findings, places: _Places, names: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
-    fields = findings.index.fields
-    names = (
-        [findings.benchmarks[field.benchmark].name for field in fields],
-        [field.doc_hash for field in fields],
-        [field.name for field in fields],
-    )
+    rule_names = pa.array([rule.name for rule in findings.rules], type=pa.string()).dictionary_encode()
+    labels = pa.array([CLEAN, DIRTY], type=pa.string()).dictionary_encode()
+    files = places.file.dictionary.to_pylist()
     parts = []
-    for rule in findings.rules:
+    for number, rule in enumerate(findings.rules):
         score = findings.scores[rule.name]
         mine = np.flatnonzero(score.assessed)
         best = score.best_run[mine]
-        documents: list[str | None] = [None] * len(mine)
-        for place in np.flatnonzero(best >= 0).tolist():
-            documents[place] = f"{places.file[int(best[place])]}:{places.row[best[place]]}"
+        found = np.flatnonzero(best >= 0)
+        documents = np.full(len(mine), None, dtype=object)
+        best_files = places.file.indices.take(pa.array(best[found])).to_pylist()
+        rows = places.row[best[found]].tolist()
+        documents[found] = [f"{files[file]}:{row}" for file, row in zip(best_files, rows, strict=True)]
         columns = {
-            **{
-                name: _each(values, mine)
-                for name, values in zip(("benchmark", "doc_hash", "field"), names, strict=True)
-            },
-            "rule": _each([rule.name], np.zeros_like(mine)),
+            **{name: _chosen(column, mine) for name, column in names.items()},
+            "rule": _chosen(rule_names, np.full(len(mine), number)),
             "contamination": score.contamination[mine],
-            "label": _each([CLEAN, DIRTY], score.dirty[mine].astype(np.int64)),
+            "label": _chosen(labels, score.dirty[mine].astype(np.int64)),
             "n_documents": score.n_documents[mine],
-            "best_document": documents,
+            "best_document": pa.array(documents, type=pa.string()),
             "longest_match": score.longest[mine],
         }
-        parts.append(pa.table(columns, schema=tables.ITEMS.schema))
+        parts.append(pa.table(columns))
     return pa.concat_tables(parts)
 
 
@@ -160,12 +163,16 @@ def _documents(findings: Findings, places: _Places) -> pa.Table:
     """The documents that make an item dirty, with the strictest action of the rules that say so."""
     index, runs = findings.index, findings.runs
     flagged: dict[int, dict[str, Any]] = {}
+    n_benchmarks = len(findings.benchmarks)
     for rule in findings.rules:
         score = findings.scores[rule.name]
-        for run in np.flatnonzero(score.counts & score.dirty[runs.fields]):
-            entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "keep", "reasons": {}})
-            benchmark = findings.benchmarks[index.fields[runs.fields[run]].benchmark].name
-            entry["reasons"][f"{rule.name}: {benchmark}"] = None
+        mine = np.flatnonzero(score.counts & score.dirty[runs.fields])
+        # Each pair of document and benchmark once.
+        pairs = runs.documents[mine] * n_benchmarks + index.benchmarks[runs.fields[mine]]
+        for first in np.sort(first_of_each(pairs)).tolist():
+            run, (document, benchmark) = mine[first], divmod(int(pairs[first]), n_benchmarks)
+            entry = flagged.setdefault(document, {"run": run, "action": "keep", "reasons": {}})
+            entry["reasons"][f"{rule.name}: {findings.benchmarks[benchmark].name}"] = None
             entry["action"] = max(entry["action"], rule.document_action, key=SEVERITY.__getitem__)
     for run in np.flatnonzero(findings.is_canary):
         entry = flagged.setdefault(int(runs.documents[run]), {"run": run, "action": "drop", "reasons": {}})
@@ -176,8 +183,8 @@ def _documents(findings: Findings, places: _Places) -> pa.Table:
     return tables.from_columns(
         tables.DOCUMENTS,
         {
-            "corpus": places.corpus.take(which),
-            "file": places.file.take(which),
+            "corpus": places.corpus.take(which).dictionary_decode(),
+            "file": places.file.take(which).dictionary_decode(),
             "row": places.row[which.to_numpy(zero_copy_only=False)],
             "doc_id": places.doc_id.take(which),
             "action": [entry["action"] for entry in ordered],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CHOICES, PASSAGE, QUESTION, Benchmark, kind_of_field
 from evalkit.contamination.evaluate import Int64, Runs
-from evalkit.contamination.index import Index, tokenise
+from evalkit.contamination.index import Index, distinct_of, tokenise
 from evalkit.contamination.overlap_kernels import question_shares, text_shares
 from evalkit.contamination.rules import Rule
 
@@ -41,28 +42,43 @@ UInt64 = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The different n-grams of some texts: hashes, and the n_texts + 1 bounds of the texts in them."""
+    """The different n-grams of some of many texts.
 
+    Attributes
+    ----------
+    words, text_bounds, n
+        The hashes of the words of all texts, the n_texts + 1 bounds of the texts in them, and the words of an n-gram.
+    keys, bounds
+        Hashes of the n-grams, and the n_texts + 1 bounds of the texts in them; the texts not asked for have none.
+    """
+
+    words: UInt64
+    text_bounds: Int64
+    n: int
     keys: UInt64
     bounds: Int64
 
-    def rarity(self, which: npt.NDArray[np.bool_]) -> Float64:
+    def rarity(self, counted: npt.NDArray[np.bool_]) -> Float64:
         """Inverse document frequency of each n-gram among the marked texts; of those that are in none, 0."""
-        marked = self.keys[np.repeat(which, np.diff(self.bounds))]
-        known, counts = np.unique(marked, return_counts=True)
+        known = distinct_of(self.keys)
         if not len(known):
-            return np.zeros(len(self.keys))
-        place = np.minimum(np.searchsorted(known, self.keys), len(known) - 1)
-        return np.where(known[place] == self.keys, np.log(which.sum() / counts[place]), 0.0)
+            return np.zeros(0)
+        keys, texts, _ = kernels.window_hashes(self.words, self.text_bounds, self.n, np.flatnonzero(counted))
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        is_known = known[place] == keys
+        pairs = distinct_of(place[is_known] * len(counted) + texts[is_known])
+        counts = np.bincount(pairs // len(counted), minlength=len(known))
+        rarity = np.where(counts > 0, np.log(max(counted.sum(), 1) / np.maximum(counts, 1)), 0.0)
+        return np.asarray(rarity[np.searchsorted(known, self.keys)])
 
 
-def ngrams_of(words: UInt64, bounds: Int64, n: int) -> Ngrams:
-    """Return the different n-grams of each text."""
-    keys, texts, _ = kernels.window_hashes(words, bounds, n, np.arange(len(bounds) - 1))
+def ngrams_of(words: UInt64, bounds: Int64, n: int, which: Int64) -> Ngrams:
+    """Return the different n-grams of each of the texts `which`."""
+    keys, texts, _ = kernels.window_hashes(words, bounds, n, distinct_of(which))
     order = np.lexsort((keys, texts))
     keys, texts = keys[order], texts[order]
     is_new = np.append(True, (np.diff(keys) != 0) | (np.diff(texts) != 0))[: len(keys)]
-    return Ngrams(keys[is_new], np.searchsorted(texts[is_new], np.arange(len(bounds))))
+    return Ngrams(words, bounds, n, keys[is_new], np.searchsorted(texts[is_new], np.arange(len(bounds))))
 
 
 class NearTexts:
@@ -85,6 +101,8 @@ class NearTexts:
         offsets = np.cumsum([0, *(len(one.items) for one in benchmarks)])
         self._items = offsets[index.benchmarks] + index.items
         self._read_answers(benchmarks, offsets)
+        texts = self.answers()[1]
+        self.grams = ngrams_of(self.answer_words, self.answer_bounds, _ANSWER_N, texts[texts >= 0])
 
     def _read_answers(self, benchmarks: Sequence[Benchmark], offsets: Int64) -> None:
         """Read the answers, choices and passages of all items, also those too short to be looked for by themselves."""
@@ -92,12 +110,13 @@ class NearTexts:
         for offset, benchmark in zip(offsets.tolist(), benchmarks, strict=False):
             # What follows a question is read as the question is.
             code = benchmark.is_code(QUESTION)
+            kind_of = cache(lambda name: _KINDS.get(kind_of_field(name)))
             for number, item in enumerate(benchmark.items, start=offset):
                 for name, text in item.fields.items():
-                    if (kind := kind_of_field(name)) in _KINDS:
+                    if (kind := kind_of(name)) is not None:
                         texts.append(text)
                         items.append(number)
-                        kinds.append(_KINDS[kind])
+                        kinds.append(kind)
                         is_code.append(code)
         self.answer_words, _, self.answer_bounds = tokenise(texts, is_code)
         of_item = np.array(items, dtype=np.int64)
@@ -107,7 +126,6 @@ class NearTexts:
         self._n_passage = np.zeros(offsets[-1], dtype=np.int64)
         is_passage = np.flatnonzero(self._kinds == _PASSAGE)
         self._n_passage[of_item[is_passage]] = self._sizes[is_passage]
-        self.grams = ngrams_of(self.answer_words, self.answer_bounds, _ANSWER_N)
 
     def answers(self) -> tuple[Int64, Int64]:
         """Return (near match, text) for each answer and choice with a word that its item has, -1 for none."""
@@ -145,10 +163,10 @@ class NearTexts:
         index, questions = self._index, np.flatnonzero(self._index.is_question)
         sizes = index.field_sizes
         words = index.field_hashes[np.repeat(index.is_question, sizes)]
-        grams = ngrams_of(words, np.cumsum(np.append(0, sizes[questions])), _QUESTION_N)
         number_of = np.full(len(sizes), -1, dtype=np.int64)
         number_of[questions] = np.arange(len(questions))
         number = number_of[self.fields]
+        grams = ngrams_of(words, np.cumsum(np.append(0, sizes[questions])), _QUESTION_N, number)
         of_question, ends = np.empty(len(self.near)), np.empty(len(self.near), dtype=np.int64)
         rarity = grams.rarity(np.ones(len(questions), dtype=bool))
         question_shares(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from evalkit.contamination.kernels import BASE, mix
+from evalkit.text.kernels import BASE, mix
 
 
 @njit(cache=True, nogil=True)

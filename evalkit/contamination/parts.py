@@ -16,9 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from evalkit.contamination.index import Index, load_index
+import pyarrow as pa
+
+from evalkit.contamination.benchmarks import QUESTION, Benchmark, Item
+from evalkit.contamination.index import Index, build_index, load_index
 from evalkit.contamination.recorded import load, save
-from evalkit.contamination.scan import ShardRuns, scan_shard
+from evalkit.contamination.scan import ShardRuns, scan_shard, scan_texts
 from evalkit.corpora.fingerprints import hash_piece
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.shards import Shard
@@ -71,6 +74,13 @@ class ScanTask:
     def path(self) -> Path:
         """The part's file."""
         return self.out / f"{self.key}.parquet"
+
+
+def warm_up() -> None:
+    """Load the compiled kernels: half a second that a worker can spend while the index is made."""
+    item = Item("", {QUESTION: "This question has words enough to be looked for by the windows in it."})
+    index = build_index([Benchmark("", "", (item,), 0)], 5)
+    scan_texts(pa.array(item.fields.values(), type=pa.large_string()), index)
 
 
 def scan_part(task: ScanTask) -> None:

@@ -12,11 +12,11 @@ import orjson
 import pyarrow as pa
 
 from evalkit import tables
-from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.texts import TEXTS, Texts, read_texts
 from evalkit.corpora.rows import shard_named
 from evalkit.corpora.shards import AUDIT_RECORD, Shard
 from evalkit.errors import InputError
+from evalkit.text.normalise import VERSION
 
 _NEEDED: Final = ("normalisation_version", "corpus", "rules", "text_column", "id_column")
 

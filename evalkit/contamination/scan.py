@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from evalkit.contamination import kernels
-from evalkit.contamination.index import Index, arrow_buffers
+from evalkit.contamination.index import Index
 from evalkit.corpora.documents import Batch, ShardCounts
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
+from evalkit.text.buffers import arrow_buffers
 
 _FIRST_CAPACITY = 1 << 14
 
@@ -56,15 +57,15 @@ class ShardRuns:
     shard: Shard
     rows: npt.NDArray[np.int64]
     doc_ids: pa.Array
-    fields: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-    n_tokens: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
-    n_skipping: npt.NDArray[np.int64]
-    n_in_order: npt.NDArray[np.int64]
-    n_document_tokens: npt.NDArray[np.int64]
-    n_supports: npt.NDArray[np.int64]
+    fields: npt.NDArray[np.int32]
+    places: npt.NDArray[np.int32]
+    n_tokens: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    n_skipping: npt.NDArray[np.int32]
+    n_in_order: npt.NDArray[np.int32]
+    n_document_tokens: npt.NDArray[np.int32]
+    n_supports: npt.NDArray[np.int32]
     near: NearMatches
     counts: ShardCounts
     n_bytes: int
@@ -92,11 +93,11 @@ class NearMatches:
 
     rows: npt.NDArray[np.int64]
     doc_ids: pa.Array
-    fields: npt.NDArray[np.int64]
-    n_edits: npt.NDArray[np.int64]
+    fields: npt.NDArray[np.int32]
+    n_edits: npt.NDArray[np.int32]
     similarities: npt.NDArray[np.float64]
-    starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
     texts: pa.Array
 
 
@@ -117,21 +118,21 @@ def scan_shard(
     """
     reader = read_shard(shard, text_column=text_column, id_column=id_column, on_progress=on_progress)
     runs = _Columns(10)
-    near = _Columns(7)
+    near = _Columns(5)
     texts: list[pa.Array] = []
     similarities = [np.empty(0)]
     n_bytes = n_corpus_tokens = 0
     for batch in reader:
         found_runs, found_near, found_similarities, scanned = scan_texts(batch.texts, index)
         runs.add(found_runs, batch)
-        near.add(found_near, batch)
+        near.add(found_near[:, :5], batch)
         texts.append(_stretches(batch.texts, found_near))
         similarities.append(found_similarities)
         data_bounds = arrow_buffers(batch.texts)[1]
         n_bytes += int(data_bounds[-1] - data_bounds[0])
         n_corpus_tokens += scanned
     rows, fields, places, n_tokens, starts, ends, n_skipping, n_in_order, n_document_tokens, n_supports = runs.columns()
-    near_rows, near_fields, n_edits, near_starts, near_ends, *_ = near.columns()
+    near_rows, near_fields, n_edits, near_starts, near_ends = near.columns()
     return ShardRuns(
         shard=shard,
         rows=rows,
@@ -165,15 +166,18 @@ class _Columns:
     """Gathers what the kernel finds batch by batch, with the documents' rows in the file in place of their numbers."""
 
     def __init__(self, n_columns: int) -> None:
-        self._tables = [np.empty((0, n_columns), dtype=np.int64)]
+        # Nothing but rows needs more than 32 bits, and there can be many runs.
+        self._rows = [np.empty(0, dtype=np.int64)]
+        self._tables = [np.empty((0, n_columns - 1), dtype=np.int32)]
         self._ids: list[pa.Array] = []
 
-    def add(self, found: npt.NDArray[np.int64], batch: Batch) -> None:
+    def add(self, found: npt.NDArray[np.integer[Any]], batch: Batch) -> None:
         self._ids.append(batch.doc_ids.take(pa.array(found[:, 0])))
-        self._tables.append(np.column_stack([batch.rows[found[:, 0]], found[:, 1:]]))
+        self._rows.append(batch.rows[found[:, 0]])
+        self._tables.append(found[:, 1:].astype(np.int32))
 
-    def columns(self) -> npt.NDArray[np.int64]:
-        return np.ascontiguousarray(np.concatenate(self._tables).T)
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return np.concatenate(self._rows), *np.ascontiguousarray(np.concatenate(self._tables).T)
 
     def doc_ids(self) -> pa.Array:
         return pa.concat_arrays(self._ids) if self._ids else pa.nulls(0, pa.string())
@@ -189,10 +193,10 @@ def _stretches(texts: pa.LargeStringArray, near: npt.NDArray[np.int64]) -> pa.Ar
 
 def scan_texts(
     texts: pa.LargeStringArray, index: Index
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
     """Return the runs, the near matches and their similarities in an array of texts, and the number of tokens scanned.
 
-    The columns are those of `kernels.scan`: int64[n_runs, 10] and int64[n_near, 7], in the order of the texts.
+    The columns are those of `kernels.scan`: int32[n_runs, 10] and int64[n_near, 7], in the order of the texts.
     """
     data, offsets = arrow_buffers(texts)
     capacity = _FIRST_CAPACITY
@@ -205,7 +209,7 @@ def scan_texts(
     found: list[tuple[npt.NDArray[Any], ...]] = []
     first, total = 0, 0
     while first < len(texts) or not found:
-        runs, near = np.empty((capacity, 10), dtype=np.int64), np.empty((capacity, 7), dtype=np.int64)
+        runs, near = np.empty((capacity, 10), dtype=np.int32), np.empty((capacity, 7), dtype=np.int64)
         similarities = np.empty(capacity)
         n_runs, n_near, following, scanned = kernels.scan(
             data, offsets, first, index.fold_arrays, index.n_modes, index.arrays, index.seed_arrays,

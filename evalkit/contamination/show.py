@@ -23,11 +23,11 @@ from rich.text import Text
 from evalkit import tables
 from evalkit.contamination.pairs import Pair, Pairs
 from evalkit.contamination.record import AuditDirectory
-from evalkit.contamination.tokens import find_words, tokens, words_of
 from evalkit.contamination.verify import Match, difference, is_code, readings
 from evalkit.corpora.rows import Document, Missing, read_rows
 from evalkit.errors import InputError
 from evalkit.terminal import safe
+from evalkit.text.tokens import find_words, tokens, words_of
 
 CONTEXT: Final = 300
 """Characters shown on each side of a shared stretch, and at least so many of its own beginning and end."""

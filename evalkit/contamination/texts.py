@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from evalkit import tables
@@ -39,19 +40,27 @@ _SHORTEST_PREFIX: Final = 4
 
 def texts_of(benchmarks: Sequence[Benchmark]) -> pa.Table:
     """The texts of all items, also of fields too short to be looked for, in the order of the benchmarks."""
-    rows = [
-        (benchmark.name, item.doc_hash, name, _encodable(text), benchmark.is_code(name), item.doc_id)
-        for benchmark in benchmarks
-        for item in benchmark.items
-        for name, text in item.fields.items()
-    ]
-    columns = list(zip(*rows, strict=True)) or [()] * len(TEXTS.schema)
-    return tables.from_columns(TEXTS, dict(zip(TEXTS.schema.names, columns, strict=True)))
+    parts = [pa.table([()] * len(TEXTS.schema), schema=TEXTS.schema)]
+    for benchmark in benchmarks:
+        is_code = cache(benchmark.is_code)
+        names = [name for item in benchmark.items for name in item.fields]
+        texts = [_encodable(text) for item in benchmark.items for text in item.fields.values()]
+        numbers = pa.array(np.repeat(np.arange(len(benchmark.items)), [len(item.fields) for item in benchmark.items]))
+        columns = {
+            "benchmark": pa.repeat(benchmark.name, len(names)),
+            "doc_hash": pa.array([item.doc_hash for item in benchmark.items], pa.string()).take(numbers),
+            "field": pa.array(names, pa.string()),
+            "text": pa.array(texts, pa.large_string()),
+            "is_code": pa.array([is_code(name) for name in names], pa.bool_()),
+            "doc_id": pa.array([item.doc_id for item in benchmark.items], pa.string()).take(numbers),
+        }
+        parts.append(pa.table(columns, schema=TEXTS.schema))
+    return pa.concat_tables(parts)
 
 
 def _encodable(text: str) -> str:
     """Replace lone surrogates, which cannot be written, as the index does."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)

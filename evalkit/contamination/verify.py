@@ -13,7 +13,6 @@ import numpy as np
 
 from evalkit import tables
 from evalkit.contamination.record import AuditDirectory, CorpusFile, open_audit
-from evalkit.contamination.tokens import Token, edit_distance, find_words, tokens, words_of
 from evalkit.corpora.fingerprints import identity
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.remote import Address, sizes_of
@@ -21,6 +20,7 @@ from evalkit.corpora.rows import Document, Missing, read_rows
 from evalkit.corpora.shards import Shard
 from evalkit.errors import InputError, SpecError
 from evalkit.progress import progress_bar
+from evalkit.text.tokens import Token, edit_distance, find_words, tokens, words_of
 
 Hashed = Literal["sampled", "all", "none"]
 """Which files are hashed: those with a match in the sample, all of the corpus, or none."""

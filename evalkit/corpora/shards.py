@@ -47,7 +47,11 @@ FORMATS: Final[dict[str, ShardFormat]] = {
 """The file name endings that can be read, in any case of letters."""
 
 AUDIT_RECORD: Final = "audit.json"
-"""What says that a folder holds an audit: its tables are about a corpus and no part of one."""
+DEDUP_RECORD: Final = "dedup.json"
+AGAINST_RECORD: Final = "against.json"
+SUBSTRINGS_RECORD: Final = "substrings.json"
+RECORDS: Final = frozenset({AUDIT_RECORD, DEDUP_RECORD, AGAINST_RECORD, SUBSTRINGS_RECORD})
+"""What says that a folder holds results of ours: its tables are about a corpus and no part of one."""
 
 _SAVED_DATASET: Final = "state.json"
 """What says that a folder was saved by `datasets`, which may have left caches beside the data."""
@@ -102,9 +106,9 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     Parameters
     ----------
     patterns
-        Files, folders (all readable files below them, but no hidden ones and no audits) or globs (`*`, `?`, `[...]`,
-        `**` for any depth), on this machine or at an address that fsspec knows (`s3://bucket/**/*.parquet`); or
-        Hugging Face datasets, `hf:NAME[:CONFIG[:SPLIT]]`. `~` is the home folder. A file that several patterns find
+        Files, folders (all readable files below them, but no hidden ones and no results of ours) or globs (`*`, `?`,
+        `[...]`, `**` for any depth), on this machine or at an address that fsspec knows (`s3://bucket/**/*.parquet`);
+        or Hugging Face datasets, `hf:NAME[:CONFIG[:SPLIT]]`. `~` is the home folder. A file that several patterns find
         belongs to the first of them.
 
     Raises
@@ -115,9 +119,9 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
 
     Notes
     -----
-    Files of other formats are left out, and a warning says how many and which suffixes. A folder that holds an audit
-    (`audit.json`) is left out with what lies below it, and a warning names it. In a folder saved by `datasets`, its
-    caches (`cache-*.arrow`) are left out, and a warning counts them.
+    Files of other formats are left out, and a warning says how many and which suffixes. A folder that holds results of
+    ours (one of `RECORDS`) is left out with what lies below it, and a warning names it. In a folder saved by
+    `datasets`, its caches (`cache-*.arrow`) are left out, and a warning counts them.
     """
     if not patterns or not all(pattern.strip() for pattern in patterns):
         what = "an empty name was given as a corpus" if patterns else "no corpus was given"
@@ -194,7 +198,7 @@ def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> Non
 
 def _add_remote(shards: dict[ShardPath, Shard], pattern: str, source: str) -> None:
     left_out = _LeftOut()
-    sizes = _without_audits(files_at(source), left_out)
+    sizes = _without_results(files_at(source), left_out)
     readable = [path for path in sizes if format_of(path)]
     left_out.unknown += [path for path in sizes if not format_of(path)]
     if not readable:
@@ -206,16 +210,16 @@ def _add_remote(shards: dict[ShardPath, Shard], pattern: str, source: str) -> No
     left_out.warn(pattern)
 
 
-def _without_audits(sizes: dict[Address, int | None], left_out: _LeftOut) -> dict[Address, int | None]:
-    """Leave out audits and caches, as `_files_below` does."""
+def _without_results(sizes: dict[Address, int | None], left_out: _LeftOut) -> dict[Address, int | None]:
+    """Leave out results and caches, as `_files_below` does."""
 
     def folder_of(path: Address) -> str:
         return path.url.rpartition("/")[0]
 
-    audits = sorted({folder_of(path) for path in sizes if path.name == AUDIT_RECORD})
+    results = sorted({folder_of(path) for path in sizes if path.name in RECORDS})
     saved = {folder_of(path) for path in sizes if path.name == _SAVED_DATASET}
-    left_out.audits += audits
-    kept = {path: n for path, n in sizes.items() if not any(path.url.startswith(f"{one}/") for one in audits)}
+    left_out.results += results
+    kept = {path: n for path, n in sizes.items() if not any(path.url.startswith(f"{one}/") for one in results)}
     caches = {path for path in kept if folder_of(path) in saved and _is_cache(path.name)}
     left_out.n_caches += len(caches)
     return {path: n for path, n in kept.items() if path not in caches and path.name not in _DESCRIPTIONS}
@@ -223,18 +227,18 @@ def _without_audits(sizes: dict[Address, int | None], left_out: _LeftOut) -> dic
 
 @dataclass
 class _LeftOut:
-    """What lies among the files of a corpus and is none of them: files of other formats, audits, caches."""
+    """What lies among the files of a corpus and is none of them: files of other formats, results of ours, caches."""
 
     unknown: list[Path | Address] = field(default_factory=list)
-    audits: list[Path | str] = field(default_factory=list)
+    results: list[Path | str] = field(default_factory=list)
     n_caches: int = 0
 
     def warn(self, pattern: str) -> None:
         """Tell the user."""
         if self.unknown:
             progress.warn(f"{pattern}: left out {_describe(self.unknown)}, which no reader knows")
-        if self.audits:
-            progress.warn(f"{pattern}: left out {_describe_audits(self.audits)}")
+        if self.results:
+            progress.warn(f"{pattern}: left out {_describe_results(self.results)}")
         if self.n_caches:
             progress.warn(f"{pattern}: left out {self.n_caches} caches of `datasets` (cache-*.arrow)")
 
@@ -262,7 +266,7 @@ def _absolute(pattern: str) -> Path:
 
 
 def _files_below(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
-    """All files below `folder` but hidden ones, audits and caches; linked folders are entered, but none twice."""
+    """All files below `folder` but hidden ones, our results and caches; linked folders are entered, none twice."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -274,8 +278,8 @@ def _files_below(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        if AUDIT_RECORD in names:
-            left_out.audits.append(Path(root))
+        if not RECORDS.isdisjoint(names):
+            left_out.results.append(Path(root))
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -293,9 +297,9 @@ def _is_cache(name: str) -> bool:
 def _refuse(pattern: str, left_out: _LeftOut) -> NoReturn:
     """Say why `pattern` gives no shard, and where to look."""
     suffixes = ", ".join(FORMATS)
-    if left_out.audits:
+    if left_out.results:
         raise InputError(
-            f"nothing to read is here but {_describe_audits(left_out.audits)}",
+            f"nothing to read is here but {_describe_results(left_out.results)}",
             where=pattern,
             do="Name the folder of the corpus, or its files by a glob",
         )
@@ -322,10 +326,10 @@ def _refuse(pattern: str, left_out: _LeftOut) -> NoReturn:
     )
 
 
-def _describe_audits(audits: Sequence[Path | str]) -> str:
-    """Name folders that hold audits, as in `the audit in /data/leaks and 2 more (a folder with audit.json is one)`."""
-    more = f" and {len(audits) - 1} more" if len(audits) > 1 else ""
-    return f"the audit in {audits[0]}{more} (a folder with {AUDIT_RECORD} is one)"
+def _describe_results(folders: Sequence[Path | str]) -> str:
+    """Name folders that hold results, as in `the results in /data/leaks and 2 more (...)`."""
+    more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+    return f"the results in {folders[0]}{more} (a folder with audit.json, dedup.json or the like holds such)"
 
 
 def _describe(files: Sequence[Path | Address]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from evalkit.errors import EngineError
+
+_IDLE_S: Final = 300
+_THREADS_OF_LIBRARIES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -26,9 +29,17 @@ class Engine(Protocol):
         """
         ...
 
+    def start(self, function: Callable[[], None]) -> None:
+        """Make ready for `map` while the caller does something else: each process calls `function`."""
+        ...
+
+    def stop(self) -> None:
+        """Give back what is held for further calls of `map`, such as processes; they may still be made."""
+        ...
+
 
 class LocalEngine:
-    """Processes of this machine.
+    """Processes of this machine. They are started when they are first needed, and end when they are idle for long.
 
     Parameters
     ----------
@@ -38,6 +49,34 @@ class LocalEngine:
 
     def __init__(self, n_workers: int | None = None) -> None:
         self.n_workers = n_workers or n_processors()
+        self._executor: Any = None
+
+    def start(self, function: Callable[[], None]) -> None:
+        """Start the processes, and let each call `function`, while this one does something else."""
+        if self.n_workers > 1:
+            executor = self._started()
+            for _ in range(self.n_workers):
+                executor.submit(function)
+
+    def stop(self) -> None:
+        """End the processes, without waiting for what they do."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+            self._executor = None
+
+    def _started(self) -> Any:
+        if self._executor is None:
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            threads = str(max(1, n_processors() // self.n_workers))
+            # Started anew, not copied: a copy of a process with threads can hang. And no `if __name__` is needed.
+            self._executor = ProcessPoolExecutor(
+                self.n_workers,
+                timeout=_IDLE_S,
+                env=dict.fromkeys(_THREADS_OF_LIBRARIES, threads),
+                initializer=_allow_growth,
+            )
+        return self._executor
 
     def map(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[int, _Result]]:
         """Yield the number and the result of each task, in whatever order they are done.
@@ -47,29 +86,37 @@ class LocalEngine:
         EngineError
             A process was ended from outside, as the system does when memory runs out.
         """
-        n_workers = min(self.n_workers, len(tasks))
-        if n_workers <= 1:
+        if min(self.n_workers, len(tasks)) <= 1:
             for number, task in enumerate(tasks):
                 yield number, function(task)
             return
-        from joblib import Parallel, delayed
+        from joblib.externals.loky import as_completed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        parallel = Parallel(n_jobs=n_workers, backend="loky", return_as="generator_unordered", batch_size=1)
+        executor, is_done = self._started(), False
         try:
-            yield from parallel(delayed(_numbered)(number, function, task) for number, task in enumerate(tasks))
+            numbers = {executor.submit(function, task): number for number, task in enumerate(tasks)}
+            for future in as_completed(numbers):
+                yield numbers.pop(future), future.result()
+            is_done = True
         except TerminatedWorkerError as error:
             raise EngineError(
                 "a worker process was ended from outside, perhaps because memory ran out",
-                where=f"{n_workers} workers",
+                where=f"{self.n_workers} workers",
                 do="Run the same command again, with fewer --workers; what was finished is kept",
             ) from error
+        finally:
+            if not is_done:
+                self.stop()
+
+
+def _allow_growth() -> None:
+    """Let this worker grow: loky would take mapped files for a leak, and start another process in its place."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False
 
 
 def n_processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _numbered(number: int, function: Callable[[Any], Any], task: Any) -> tuple[int, Any]:
-    return number, function(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +35,8 @@ _OURS: Final = (
     "error",
 )
 """Columns of a table that have a meaning; all others are fields of the documents."""
+
+HIGHER: Final = "higher scores are taken as better, because the results do not say"
 
 MAX_TABLE_BYTES: Final = 8 << 30
 """Largest table that is read into memory."""
@@ -94,7 +97,8 @@ def read_table(path: Path, *, model: str | None = None, columns: Mapping[str, st
                 do="Choose one of them",
             )
         frame = frame[frame[column].astype(str) == model]
-    return from_frame(frame, name=model or path.stem, columns=columns, where=str(path))
+    run = from_frame(frame, name=model or path.stem, columns=columns, where=str(path))
+    return replace(run, record={**run.record, "assumed": HIGHER})
 
 
 def _read_frame(path: Path, keys: Sequence[str]) -> pd.DataFrame:

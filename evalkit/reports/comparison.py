@@ -22,7 +22,6 @@ from evalkit.reports.differences import (
     compare_task,
     overall,
     overall_noise,
-    share_items,
     turned_tasks,
 )
 from evalkit.reports.inputs import Audit, Run, load_audit, load_run
@@ -118,13 +117,12 @@ class Comparison:
         return " ".join(said)
 
     def explain(self) -> str:
-        """Say what the intervals of all items, of the clean ones and of other seeds mean."""
+        """Say what the intervals of all items and of other seeds mean."""
         return "\n".join(text for _, text in self.explanations())
 
     def explanations(self) -> list[tuple[str, str]]:
         """Return (what it is about, sentences) for each result beside the table."""
-        shown = [subset for subset in SUBSETS[:2] if subset in self.overall]
-        found = [(f"{subset} items", self.overall[subset].explain()) for subset in shown]
+        found = [("all items", self.overall["all"].explain())]
         if self.noise is not None and any(one.low is not None for one in self.noise.intervals.values()):
             found.append(("other seeds", self.noise.explain()))
         looked = [one for one in self.tasks if one.sequential is not None]
@@ -334,7 +332,7 @@ def compare(
     if labels is not None:
         warnings.extend(_check_audit(labels, items, common, audit))
     pairs = {task: one.pairs for task, one in joined.items()}
-    compared = adjusted(
+    compared, how = adjusted(
         [
             compare_task(a, task, one, decision_rule, len(found), sequential=sequential)
             if isinstance(one, Joined)
@@ -349,7 +347,7 @@ def compare(
     more = [
         *of_margin,
         *_warnings_of_overall(compared),
-        *_warnings_of_family(compared, sequential=sequential, share_items=share_items(pairs)),
+        *_warnings_of_family(compared, sequential=sequential, how=how),
     ]
     return Comparison(
         name_a=a.name,
@@ -394,15 +392,16 @@ def _decision_rule(a: Run, b: Run, margin: float | None, confidence_level: float
     ]
 
 
-def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, share_items: bool) -> list[str]:
+def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, how: str) -> list[str]:
     """Say what family the single tasks' verdicts and p values belong to, and what is unknown of seeds."""
     found = []
     if len(tasks) > 1:
         level = tasks[0].subsets["all"].decision.estimate.confidence_level
-        p = "adjusted by max-T, because tasks share items" if share_items else "Holm's"
+        alpha = 1 - tasks[0].subsets["all"].difference.confidence_level
         found.append(
             f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is {p}; the overall verdict is one question more and is not adjusted"
+            f"hold all at once, and p is {how} (it can be below {alpha:.3g} where such an interval holds zero); the "
+            "overall verdict is one question more and is not adjusted"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
         found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")
@@ -449,6 +448,8 @@ def _warnings_of_runs(a: Run, b: Run) -> list[str]:
             warnings.append(f"only in {side}, so not compared: {', '.join(missing)}")
         if one.record.get("status", "complete") != "complete":
             warnings.append(f"run {side} is not complete")
+        if isinstance(assumed := one.record.get("assumed"), str):
+            warnings.append(assumed)
         if isinstance(n_errors := one.record.get("n_errors"), int) and n_errors:
             warnings.append(f"{n_errors} requests of run {side} failed for good: their answers have no score")
     if difference := template_difference(a, b):

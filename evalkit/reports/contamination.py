@@ -17,7 +17,7 @@ from evalkit.errors import CompareError, SpecError
 from evalkit.files import write_json
 from evalkit.reports.comparison import p_text, points
 from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
-from evalkit.reports.inputs import CLEAN, Run, load_audit, load_run, read_json
+from evalkit.reports.inputs import CLEAN, Run, audit_record, load_audit, load_run, read_json
 from evalkit.reports.page import one_line
 from evalkit.stats.results import Estimate
 from evalkit.stats.split import Criterion, ScoreSplit, ThresholdChoice, ThresholdPoint, choose_threshold, score_split
@@ -307,7 +307,7 @@ def _controlled(scored: _Scored, control: Run, task: str, warnings: list[str]) -
 def _load_labels(directory: Path, rules: Sequence[str] | None) -> _Labels:
     """Read the labels of all items; refuses what `compare` refuses, and rules that the audit does not have."""
     first = load_audit(directory, rules[0] if rules else None)
-    record = read_json(directory / "audit.json")
+    record = read_json(audit_record(directory))
     items = tables.read(directory / "items.parquet", tables.ITEMS).to_pandas()
     listed = [rule for rule in record.get("rules") or sorted(items.rule.unique()) if rule in set(items.rule)]
     for rule in rules or ():

@@ -23,6 +23,7 @@ from evalkit.stats.components import (
     crossed,
     crossed_difference,
     crossed_tasks,
+    sd_interval,
 )
 from evalkit.stats.decisions import Decision, DecisionRule, decide
 from evalkit.stats.discordance import mcnemar
@@ -44,6 +45,9 @@ SUBSETS: Final[tuple[Subset, ...]] = ("all", "clean", "flagged")
 
 SEED: Final = "seed"
 BOTH: Final = f"{ITEM} + {SEED}"
+
+HOLM: Final = "Holm's"
+MAX_T: Final = "adjusted by max-T, because tasks share items"
 
 
 @dataclass(frozen=True)
@@ -295,17 +299,20 @@ def _welch(difference: Estimate) -> TestResult | None:
 
 def adjusted(
     tasks: Sequence[TaskComparison], pairs: Mapping[str, pd.DataFrame], confidence_level: float
-) -> tuple[TaskComparison, ...]:
+) -> tuple[tuple[TaskComparison, ...], str]:
     """Adjust the tasks' p values, on each subset: by max-T where tasks share items and it can be had, else by Holm.
 
-    A task that could not be tested counts as one with p = 1.
+    A task that could not be tested counts as one with p = 1. Also return what all items' p values are, as a phrase.
     """
     found: dict[tuple[str, str], float] = {}
+    how = HOLM
     for subset in SUBSETS if len(tasks) > 1 else ():
         tests = {one.task: one.subsets[subset].test for one in tasks if subset in one.subsets}
         if not tests:
             continue
         p_values = _max_t({task: pairs[task] for task in tests}, subset, confidence_level) if pairs else None
+        if subset == "all" and p_values is not None:
+            how = MAX_T
         if p_values is None:
             known = [1.0 if test is None else test.p_value for test in tests.values()]
             p_values = holm(known, alpha=1 - confidence_level).adjusted
@@ -319,7 +326,7 @@ def adjusted(
             },
         )
         for one in tasks
-    )
+    ), how
 
 
 def share_items(pairs: Mapping[str, pd.DataFrame]) -> bool:
@@ -440,8 +447,7 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
         return Noise(**sizes, matched=joined.share_draws, intervals={}, warnings=("no two items have all answers",))
     kept = _kept(joined.clusters(), whole)
     a, b = a[whole], b[whole]
-    sides = [crossed(of.mean(axis=2), (ITEM, SEED), confidence_level=confidence_level) for of in (a, b)]
-    spreads = [side.spreads[0] if of.shape[1] > 1 else None for side, of in zip(sides, (a, b), strict=True)]
+    spreads = [_seed_sd(of.mean(axis=(0, 2)), confidence_level) for of in (a, b)]
     if joined.share_draws and a.shape == b.shape:
         found = crossed(b - a, (ITEM, SEED), answers=True, cluster=kept, confidence_level=confidence_level)
         intervals, components = found.intervals, found.components
@@ -464,6 +470,15 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
     )
 
 
+def _seed_sd(means: Floats, confidence_level: float) -> Component | None:
+    """The standard deviation of a run's mean scores over seeds; None with one seed."""
+    if len(means) == 1:
+        return None
+    variance = float(means.var(ddof=1))
+    low, high = sd_interval(variance, len(means) - 1, confidence_level=confidence_level)
+    return Component((SEED,), variance, float(np.sqrt(variance)), low, high, confidence_level, method="chi-squared")
+
+
 def _kept(labels: list[str] | None, whole: npt.NDArray[np.bool_]) -> list[str] | None:
     return None if labels is None else [labels[place] for place in np.flatnonzero(whole)]
 
@@ -477,33 +492,34 @@ def _designs(found: CrossedScores) -> tuple[Design, ...]:
 
 
 def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidence_level: float) -> Noise | None:
-    """What other seeds would change of the mean over tasks, where tasks share seeds and no items."""
+    """What other seeds would change of the mean over tasks, where all tasks have the same seeds and share no items."""
     if share_items({task: one.pairs for task, one in joined.items()}):
         return None
-    tables, clusters, n_answers = [], [], 0
+    matched = all(one.share_draws for one in joined.values())
+    tables: list[list[Floats]] = [[], []]
+    clusters, n_answers = [], 0
     for task, one in joined.items():
-        a, b = one.grids
-        if not one.share_draws or a.shape[1] != b.shape[1]:
-            return None
-        difference = (np.nanmean(b, axis=2) - np.nanmean(a, axis=2)) * (-1.0 if task in turned else 1.0)
-        whole = ~np.isnan(difference).any(axis=1)
-        cluster = one.clusters()
-        tables.append(difference[whole])
-        clusters.append(
-            None if cluster is None else [c for c, inside in zip(cluster, whole.tolist(), strict=True) if inside]
-        )
-        n_answers = max(n_answers, a.shape[2])
-    n_seeds = {table.shape[1] for table in tables}
-    if len(n_seeds) > 1 or max(n_seeds) == 1 or min(map(len, tables)) < 2:
+        sides = [of.mean(axis=2) * (-1.0 if task in turned else 1.0) for of in one.grids]
+        whole = np.asarray(~(np.isnan(sides[0]).any(axis=1) | np.isnan(sides[1]).any(axis=1)))
+        for table, of in zip(tables, sides, strict=True):
+            table.append(of[whole])
+        clusters.append(_kept(one.clusters(), whole))
+        n_answers = max(n_answers, one.grids[0].shape[2])
+    a, b = tables
+    n_seeds = [{of.shape[1] for of in side} for side in (a, b)]
+    if max(map(len, n_seeds)) > 1 or min(map(max, n_seeds)) == 1 or min(map(len, a)) < 2:
         return None
-    intervals = crossed_tasks(tables, clusters=clusters, confidence_level=confidence_level)
-    seeds = n_seeds.pop()
+    if matched and n_seeds[0] == n_seeds[1]:
+        differences = [of_b - of_a for of_a, of_b in zip(a, b, strict=True)]
+        intervals = crossed_tasks(differences, clusters=clusters, confidence_level=confidence_level)
+    else:
+        intervals = crossed_tasks(b, a, clusters=clusters, confidence_level=confidence_level)
     return Noise(
-        n_seeds_a=seeds,
-        n_seeds_b=seeds,
+        n_seeds_a=max(n_seeds[0]),
+        n_seeds_b=max(n_seeds[1]),
         n_answers=n_answers,
-        n_items=sum(map(len, tables)),
-        matched=True,
+        n_items=sum(map(len, a)),
+        matched=matched,
         intervals={
             new: replace(intervals[new], quantity="the difference B - A, averaged over tasks,") for new in (SEED, BOTH)
         },

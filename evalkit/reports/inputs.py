@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalkit import tables
+from evalkit.corpora.shards import AGAINST_RECORD, AUDIT_RECORD
 from evalkit.errors import CompareError, EvalkitError
 
 if TYPE_CHECKING:
@@ -324,6 +325,22 @@ def _check_record(record: Mapping[str, Any], where: str) -> None:
         raise CompareError("a finding of the record's health is not whole", where=where, do="Restore it")
 
 
+def audit_record(directory: Path) -> Path:
+    """Return the record of an audit, or of the near duplicates of benchmark items, which are one more rule.
+
+    Raises
+    ------
+    CompareError
+        There is neither.
+    """
+    for name in (AUDIT_RECORD, AGAINST_RECORD):
+        if (directory / name).is_file():
+            return directory / name
+    raise CompareError(
+        f"the audit is not finished (no {AUDIT_RECORD})", where=str(directory), do="Run `evalkit audit` again"
+    )
+
+
 def load_audit(directory: Path, rule: str | None) -> Audit:
     """Read what an audit says under one rule; the default is its first.
 
@@ -337,13 +354,11 @@ def load_audit(directory: Path, rule: str | None) -> Audit:
     path = directory / "items.parquet"
     if not path.is_file():
         raise CompareError(
-            "there is no audit (no items.parquet)", where=str(directory), do="Give what `evalkit audit --out` wrote"
+            "there is no audit (no items.parquet)",
+            where=str(directory),
+            do="Give what `evalkit audit --out` or `evalkit dedup --against` wrote",
         )
-    if not (directory / "audit.json").is_file():
-        raise CompareError(
-            "the audit is not finished (no audit.json)", where=str(directory), do="Run `evalkit audit` again"
-        )
-    record = read_json(directory / "audit.json")
+    record = read_json(audit_record(directory))
     items = tables.read(path, tables.ITEMS).to_pandas()
     listed = record.get("rules") or sorted(items.rule.unique())
     chosen = rule or (listed[0] if listed else "")
@@ -357,7 +372,7 @@ def load_audit(directory: Path, rule: str | None) -> Audit:
     totals = record.get("totals", {})
     if not isinstance(totals, Mapping):
         raise CompareError(
-            "'totals' of the record is no JSON object", where=str(directory / "audit.json"), do="Restore it"
+            "'totals' of the record is no JSON object", where=str(audit_record(directory)), do="Restore it"
         )
     return Audit(chosen, tuple(map(str, of_rule.benchmark.unique())), status, int(totals.get("n_bad_rows") or 0))
 

@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 import orjson
 
 from evalkit.errors import InputError
-from evalkit.reports.adaptors import make_run
+from evalkit.reports.adaptors import HIGHER, make_run
 from evalkit.reports.inputs import Run
 
 VERSION: Final = 2
@@ -105,7 +105,7 @@ def read_logs(paths: Sequence[Path], path: Path) -> Run:
             "metrics": [{"metric": metric, "filter": "none", "higher_is_better": True} for metric in metrics],
         }
     bad = [status for status in statuses if status != "success"]
-    record = {"tasks": tasks, "status": bad[0] if bad else "complete"}
+    record = {"assumed": HIGHER, "tasks": tasks, "status": bad[0] if bad else "complete"}
     return make_run(path, columns, record, documents)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from evalkit.errors import InputError
-from evalkit.reports.adaptors import make_run
+from evalkit.reports.adaptors import HIGHER, make_run
 from evalkit.reports.inputs import Run
 from evalkit.runs.records import item_score, prompt_hash
 
@@ -105,7 +105,9 @@ def read_samples(paths: Sequence[Path], path: Path) -> Run:
                     values.append(row[name])
     model = str(results.get("model_name") or (results.get("config") or {}).get("model") or path.name)
     columns["model"] = [model] * len(columns["task"])
-    record = {"tasks": tasks, "spec": _spec(results)}
+    record: dict[str, Any] = {"tasks": tasks, "spec": _spec(results)}
+    if not _part(results, "higher_is_better"):
+        record["assumed"] = HIGHER
     return make_run(path, columns, record, documents, name=model)
 
 

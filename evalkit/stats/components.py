@@ -381,6 +381,7 @@ def crossed_difference(
 
 def crossed_tasks(
     tables: Sequence[npt.ArrayLike],
+    baseline: Sequence[npt.ArrayLike] | None = None,
     *,
     clusters: Sequence[Sequence[Any] | None] | None = None,
     confidence_level: float = 0.95,
@@ -396,12 +397,16 @@ def crossed_tasks(
         both: V_I + max(0, V_S - sum MS_E,k / (n_k S) / T^2), at least V_S.
 
     For one task these are the variances of `crossed`, and each part has its own t as there; V_I has Satterthwaite's
-    degrees of freedom.
+    degrees of freedom. With a baseline, SE_k are of the differences of the item means, and both models' seeds have a
+    part of their own, as in `crossed_difference`.
 
     Parameters
     ----------
     tables
         One for each task, shape (n_k, S): scores or differences of its items under the same S seeds.
+    baseline
+        Another model's scores of the same items, shape (n_k, S'), under seeds that have nothing to do with these: the
+        results are then of the difference from them.
     clusters
         For each task one for each item, or None.
     confidence_level
@@ -415,45 +420,68 @@ def crossed_tasks(
     Raises
     ------
     InputError
-        There is no task, the seeds differ in number, a task has fewer than two items, or a score is missing.
+        There is no task, the seeds or items differ in number, a task has fewer than two items, or a score is missing.
     """
-    parts = [_table(of, (ITEM, "seed"), answers=False) for of in tables]
-    if len({part.shape[1] for part in parts}) != 1 or min(map(len, parts)) < 2:
-        raise InputError("tasks need two items each, and the same seeds", do="Leave out tasks that lack a seed")
-    n_tasks, n_seeds = len(parts), parts[0].shape[1]
-    of_tasks = [
-        t_interval(part.mean(axis=(1, 2)), *cluster_codes(labels, len(part)), confidence_level=confidence_level)
-        for part, labels in zip(parts, clusters or [None] * n_tasks, strict=True)
+    sides = [
+        [_table(of, (ITEM, "seed"), answers=False) for of in side] for side in (tables, baseline or ()) if len(side)
     ]
-    by_seed = np.mean([part.mean(axis=0)[:, 0] for part in parts], axis=0)
+    if not sides or any(len({part.shape[1] for part in side}) != 1 or min(map(len, side)) < 2 for side in sides):
+        raise InputError("tasks need two items each, and the same seeds", do="Leave out tasks that lack a seed")
+    if [len(part) for part in sides[0]] != [len(part) for part in sides[-1]]:
+        raise InputError("the baseline has other items", do="Give the same items to both")
+    n_tasks = len(sides[0])
+    means = [part.mean(axis=(1, 2)) for part in sides[0]]
+    if baseline is not None:
+        means = [of - part.mean(axis=(1, 2)) for of, part in zip(means, sides[1], strict=True)]
+    of_tasks = [
+        t_interval(of, *cluster_codes(labels, len(of)), confidence_level=confidence_level)
+        for of, labels in zip(means, clusters or [None] * n_tasks, strict=True)
+    ]
     few = [one.warnings for one in of_tasks if one.low is None and one.standard_error != 0]
     items = _satterthwaite([(((one.standard_error or 0.0) / n_tasks) ** 2, one.df or 1.0) for one in of_tasks])
-    seeds = float(by_seed.var(ddof=1)) / n_seeds if n_seeds > 1 else 0.0
-    noise = 0.0
-    if n_seeds > 1:
-        noise = sum(_Anova(part, (ITEM, "seed")).mean_squares[(ITEM, "seed")][0] / part.size for part in parts)
-    beyond = max(seeds - (noise / n_tasks**2 if n_seeds >= FEW_LEVELS else 0.0), 0.0)
+    n_seeds = [side[0].shape[1] for side in sides]
+    seeds = beyond = (0.0, 1.0)
+    if min(n_seeds) > 1:
+        seeds, beyond = (_seeds_of_tasks(sides, of_items) for of_items in (False, True))
     found = {}
     for new in _subsets((ITEM, "seed")):
         refused: tuple[str, ...] = few[0] if few and ITEM in new else ()
-        if "seed" in new and n_seeds == 1:
+        if "seed" in new and min(n_seeds) == 1:
             refused += ("one seed only: how much it matters is unknown",)
-        of_seeds = (seeds, n_seeds - 1.0)
-        variances = [items] if new == (ITEM,) else [of_seeds]
-        if len(new) > 1 and items[0] + beyond >= seeds:
-            variances = [items, (beyond, n_seeds - 1.0)]
+        variances = [items] if new == (ITEM,) else [seeds]
+        if len(new) > 1 and items[0] + beyond[0] >= seeds[0]:
+            variances = [items, beyond]
         like = replace(
             of_tasks[0],
             population=_population(new, (ITEM, "seed")),
             unit="seeds" if new == ("seed",) else "units",
-            n=n_seeds if new == ("seed",) else sum(one.n for one in of_tasks),
-            n_items=sum(map(len, parts)),
+            n=sum(n_seeds) if new == ("seed",) else sum(one.n for one in of_tasks),
+            n_items=sum(map(len, means)),
             method="t over seeds" if new == ("seed",) else "mean over tasks, expected mean squares, t",
             quantity="the mean over tasks",
         )
         combined = (0.0, 1.0) if refused else _combined(variances, confidence_level)
-        found[_key(new)] = _estimate(float(by_seed.mean()), combined, like, warnings=refused)
+        mean = float(np.mean([of.mean() for of in means]))
+        found[_key(new)] = _estimate(mean, combined, like, warnings=refused)
     return found
+
+
+def _seeds_of_tasks(sides: Sequence[Sequence[Floats]], beyond_items: bool) -> tuple[float, float]:
+    """Variance of the mean over tasks that is due to the seeds of each side, with its degrees of freedom."""
+    terms = []
+    few = min(side[0].shape[1] for side in sides) < FEW_LEVELS
+    for side in sides:
+        n_seeds = side[0].shape[1]
+        variance = float(np.mean([part.mean(axis=0)[:, 0] for part in side], axis=0).var(ddof=1)) / n_seeds
+        if beyond_items and n_seeds >= FEW_LEVELS:
+            # The items' part holds that noise already.
+            noise = [_Anova(part, (ITEM, "seed")).mean_squares[(ITEM, "seed")][0] / part.size for part in side]
+            variance = max(variance - sum(noise) / len(side) ** 2, 0.0)
+        terms.append((variance, n_seeds - 1.0))
+    if len(terms) == 1:
+        return terms[0]
+    total, df = _satterthwaite(terms)
+    return total, 1.0 if few else df
 
 
 def _seeds_part(anovas: Sequence[_Anova], with_items: bool) -> tuple[float, float]:

@@ -129,7 +129,7 @@ class Decision(Result):
 
     def explain(self) -> str:
         """Say the verdict and the rule it follows."""
-        return f"Verdict: {self.verdict}, by a rule fixed beforehand ({self.rule}). {self.estimate.explain()}"
+        return f"Verdict: {self.verdict}, by the rule ({self.rule}). {self.estimate.explain()}"
 
 
 def decide(estimate: Estimate, rule: DecisionRule, *, narrower: Estimate | None = None) -> Decision:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from scipy import stats
 from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS
 from evalkit.stats.means import mean_score
 from evalkit.stats.paired import paired_difference
-from evalkit.stats.results import Estimate
+from evalkit.stats.results import Estimate, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class ScoreSplit:
+class ScoreSplit(Result):
     """One model's scores on all, clean and flagged items.
 
     Attributes
@@ -67,16 +67,6 @@ class ScoreSplit:
         """What to know of the difference and the gain."""
         return () if self.gain is None else self.gain.warnings
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; JSON keeps them exactly."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `to_dict`, also after JSON."""
-        parts: dict[str, Any] = {name: one and Estimate.from_dict(one) for name, one in values.items()}
-        return cls(**parts)
-
     def to_frame(self) -> pd.DataFrame:
         """One row for each of the five estimates that there are."""
         import pandas as pd
@@ -89,6 +79,19 @@ class ScoreSplit:
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {one}" for name, one in vars(self).items() if one is not None)
+
+    def explain(self) -> str:
+        """Say what the flagged items do to the score, and what that does not show."""
+        if self.clean is None or self.flagged is None or self.gain is None:
+            side = "clean" if self.clean is None else "flagged"
+            return f"No item is {side}, so nothing can be said of a gain. {self.everything.explain()}"
+        return (
+            f"The score is {self.everything.estimate:.4f} on all {self.everything.n_items:,} items,"
+            f" {self.clean.estimate:.4f} on the {self.clean.n_items:,} clean and {self.flagged.estimate:.4f} on the"
+            f" {self.flagged.n_items:,} flagged ones: the flagged items raise it by {self.gain.estimate:+.4f}"
+            f"{_between(self.gain.low, self.gain.high, self.gain.confidence_level)}. Flagged items can also be easier"
+            " or harder than others, so this by itself does not show what contamination did."
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class ThresholdPoint:
 
 
 @dataclass(frozen=True)
-class ThresholdChoice:
+class ThresholdChoice(Result):
     """The gain at every threshold, the threshold chosen, and what the choice is worth.
 
     Attributes
@@ -172,23 +175,6 @@ class ThresholdChoice:
     method: str = "max-t test over thresholds, simultaneous bootstrap band"
     population: str = POPULATION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; JSON keeps them exactly."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `to_dict`, also after JSON."""
-        chosen = values["chosen"]
-        return cls(
-            **{
-                **values,
-                "chosen": None if chosen is None else ThresholdPoint(**chosen),
-                "curve": tuple(ThresholdPoint(**one) for one in values["curve"]),
-                "warnings": tuple(values["warnings"]),
-            }
-        )
-
     def to_frame(self) -> pd.DataFrame:
         """One row for each threshold that was tried."""
         import pandas as pd
@@ -212,6 +198,26 @@ class ThresholdChoice:
             f"gain {self.chosen.gain:+.4f} at threshold {self.chosen.threshold:.2f}, {interval} "
             f"({self.method}; {tried}{notes})"
         )
+
+    def explain(self) -> str:
+        """Say which threshold was chosen and what the choice costs."""
+        if self.p_value is None:
+            return f"No threshold leaves enough of the {self.n} {self.unit} on either side, so none was tried."
+        chance = (
+            f"If contamination and score were unrelated, the strongest of {len(self.curve)} gains would be as strong as"
+            f" this with probability {self.p_value:.3g}."
+        )
+        if self.chosen is None:
+            return f"At no threshold do the flagged items raise the score more than chance does. {chance}"
+        return (
+            f"Counted from a contamination of {self.chosen.threshold:.2f}, the flagged items raise the score by"
+            f" {self.chosen.gain:+.4f}{_between(self.chosen.band_low, self.chosen.band_high, self.confidence_level)};"
+            f" the interval allows for the choice. {chance}"
+        )
+
+
+def _between(low: float | None, high: float | None, level: float) -> str:
+    return "" if low is None or high is None else f" ({level:.0%} interval {low:+.4f} to {high:+.4f})"
 
 
 def score_split(

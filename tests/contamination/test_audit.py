@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from evalkit import tables
 from evalkit.contamination.audit import audit
 from evalkit.contamination.benchmarks import Benchmark, Item, from_file, is_file_benchmark
-from evalkit.contamination.normalise import VERSION
 from evalkit.contamination.rules import load_rules, rule_names
 from evalkit.corpora.shards import find_shards
 from evalkit.errors import InputError, SpecError
 from evalkit.resources import resource_dir
+from evalkit.text.normalise import VERSION
 from tests.contamination import twin
 
 RULES = {"gpt3-clean": 13, "llama3": 8}

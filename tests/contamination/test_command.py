@@ -93,4 +93,4 @@ def test_an_audit_beside_its_corpus_is_not_scanned_the_next_time(folder):
     (folder / "items.jsonl").rename(folder.parent / "items.jsonl")
     done = audit(folder, "--benchmark", "../items.jsonl", "--json", corpus=".", out="again")
     assert json.loads(done.stdout)["n_files"] == 1
-    assert "left out the audit in" in done.stderr
+    assert "left out the results in" in done.stderr

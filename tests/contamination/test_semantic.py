@@ -29,10 +29,10 @@ from evalkit.contamination.semantic.evidence import SHORTLIST, numbers_in, weigh
 from evalkit.contamination.semantic.judge import DIFFERENT, SAME, UNKNOWN, Judge, judge_pairs, verdict_of
 from evalkit.contamination.semantic.lexicon import RATIO, build_lexicon, load_lexicon, save_lexicon, stem
 from evalkit.contamination.semantic.windows import cut, windows
-from evalkit.contamination.tokens import words_of
 from evalkit.corpora.shards import find_shards
 from evalkit.engines import LocalEngine
 from evalkit.errors import InputError, ModelError, SpecError
+from evalkit.text.tokens import words_of
 from tests.runs.stub_server import StubServer, refuses
 from tests.test_cli import evalkit, mistake
 

@@ -209,7 +209,7 @@ def test_folders_and_globs_on_a_web_server_mean_what_they_mean_here(site, capsys
 
     assert found("data") == found("data/") == ["a.jsonl.zst", "b.jsonl", "deep/er/c.parquet"]
     message = capsys.readouterr().err
-    assert "1 .md" in message and f"the audit in {site.url}/data/leaks" in message
+    assert "1 .md" in message and f"the results in {site.url}/data/leaks" in message
     assert found("data/*.jsonl*") == ["a.jsonl.zst", "b.jsonl"]
     assert found("data/d*/**/*.parquet") == ["deep/er/c.parquet"]
     assert [shard.size for shard in find_shards([f"{site.url}/data"])] == [5, 5, 5]
@@ -247,7 +247,7 @@ def test_folders_and_globs_of_any_file_system_mean_what_they_mean_here(memory, c
         return [shard.path.name for shard in find_shards([f"memory://{pattern}" for pattern in patterns])]
 
     assert found("corpus") == ["a.jsonl.zst", "b.jsonl", "c.parquet"]
-    assert "left out the audit in memory://" in capsys.readouterr().err
+    assert "left out the results in memory://" in capsys.readouterr().err
     assert found("corpus/*.jsonl*") == ["a.jsonl.zst", "b.jsonl"]
     assert found("corpus/**/*.parquet", "corpus/deep/*", "corpus/**/c.*") == ["c.parquet"]
     assert found("corpus/leaks/*.jsonl") == ["x.jsonl"]

@@ -132,7 +132,7 @@ def test_a_folder_with_an_audit_is_left_out_of_a_folder_with_a_warning(corpus, c
             (corpus / folder / name).write_bytes(b"{}")
     assert names([str(corpus)]) == ["a.jsonl.zst", "b.jsonl", "c.parquet"]
     message = capsys.readouterr().err
-    assert f"left out the audit in {corpus}" in message and "and 1 more" in message
+    assert f"left out the results in {corpus}" in message and "and 1 more" in message
     assert names([f"{corpus}/more/*.jsonl"]) == ["bad_rows.jsonl"]
 
 
@@ -170,7 +170,7 @@ def test_a_name_that_is_not_utf8_is_refused_since_no_table_could_name_it(tmp_pat
 def test_a_folder_that_is_an_audit_itself_is_refused_as_such(tmp_path):
     (tmp_path / "audit.json").write_bytes(b"{}")
     (tmp_path / "items.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"the audit in .*audit\.json.*by a glob"):
+    with pytest.raises(InputError, match=r"the results in .*audit\.json.*by a glob"):
         find_shards([str(tmp_path)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,26 @@ def test_an_error_in_a_task_is_raised_as_it_is(n_workers):
 def test_a_process_that_is_killed_is_told_with_what_to_do():
     with pytest.raises(EngineError, match=r"ended from outside.*--workers"):
         list(LocalEngine(2).map(end_at_two, range(4)))
+
+
+def leave_a_trace():
+    Path(os.environ["EVALKIT_TRACES"], str(os.getpid())).touch()
+
+
+def pid_of(_):
+    return os.getpid()
+
+
+def test_processes_that_were_started_before_do_the_work_until_they_are_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALKIT_TRACES", str(tmp_path))
+    engine = LocalEngine(2)
+    engine.start(leave_a_trace)
+    first = {pid for _, pid in engine.map(pid_of, range(8))}
+    assert first <= {int(path.name) for path in tmp_path.iterdir()}
+    engine.stop()
+    engine.stop()
+    assert first.isdisjoint(pid for _, pid in engine.map(pid_of, range(8)))
+    engine.stop()
 
 
 def test_by_default_there_is_a_process_for_each_processor():

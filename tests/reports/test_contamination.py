@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from evalkit import tables
 from evalkit.cli import app
 from evalkit.contamination.benchmarks import from_file
-from evalkit.errors import CompareError, SpecError
+from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.reports.contamination import (
     CONTROL,
     POPULATION,
@@ -261,7 +261,7 @@ def test_an_audit_is_scored_right_away_and_its_runs_are_looked_at_before_the_sca
     command = ["audit", "--corpus", str(tmp_path / "c.jsonl"), "--benchmark", str(tmp_path / "items.jsonl")]
     command += ["--rule", "longest-match", "--out", str(out), "--workers", "1", "--json", "--run", str(run)]
     refused = CliRunner().invoke(app, [*command, str(tmp_path / "none")])
-    assert isinstance(refused.exception, CompareError) and not out.exists()
+    assert isinstance(refused.exception, InputError) and not out.exists()
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)

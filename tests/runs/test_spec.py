@@ -31,6 +31,14 @@ def test_options_are_read_as_they_are_typed():
     assert make_spec(None, GIVEN).seeds == (DEFAULT_SEED,)
 
 
+def test_a_margin_is_a_setting_of_the_run_and_above_zero():
+    assert make_spec(None, {**GIVEN, "margin": "0.01"}).settings()["margin"] == 0.01
+    assert make_spec(None, GIVEN).settings()["margin"] is None
+    for margin in (0, -0.01, float("inf")):
+        with pytest.raises(SpecError, match="'margin' cannot be"):
+            make_spec(None, {**GIVEN, "margin": margin})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

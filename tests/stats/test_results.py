@@ -24,6 +24,7 @@ from evalkit.stats.repeats import repeated_mean
 from evalkit.stats.results import Estimate, Result, TestResult
 from evalkit.stats.sequential import bounded_sequence, sequential_comparison
 from evalkit.stats.slices import slice_means
+from evalkit.stats.split import choose_threshold, score_split
 from evalkit.stats.trend import late_change, rank_trend
 
 ESTIMATE = Estimate(
@@ -118,6 +119,7 @@ def one_of_each():
         prediction_powered_mean(a[:, 0], a[:, 1], rng.random(200)), repeated_mean(a.ravel(), np.repeat(range(60), 3)),
         bradley_terry("xyz" * 9, "yzx" * 9, [1, 0, 1, 1, 1, 0, 0, 0, 1] * 3),
         bounded_sequence(a[:, 0]), sequential_comparison(right_a, right_b), sliced, *sliced.slices,
+        score_split(right_a, right_b), choose_threshold(right_a, b[:, 0], n_resamples=200),
         rank_trend([1, 2, 3, 4], [0.1, 0.2, 0.15, 0.3]), late_change(np.sort(a, axis=1), [1, 2, 3]),
     ]  # fmt: skip
 

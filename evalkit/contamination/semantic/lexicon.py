@@ -19,8 +19,8 @@ import numpy.typing as npt
 from evalkit.contamination.index import tokenise
 from evalkit.contamination.semantic.kernels import best_items
 from evalkit.contamination.semantic.windows import LENGTHS, Int64, Pieces, cut, windows
-from evalkit.contamination.tokens import words_of
 from evalkit.files import atomic_path
+from evalkit.text.tokens import words_of
 
 Float64 = npt.NDArray[np.float64]
 

@@ -24,7 +24,6 @@ from evalkit.contamination.semantic.embedding import best_device, embed, fingerp
 from evalkit.contamination.semantic.evidence import score, weigh
 from evalkit.contamination.semantic.lexicon import Lexicon, build_lexicon, load_lexicon, save_lexicon
 from evalkit.contamination.semantic.windows import LENGTHS, Int64, Pieces, cut, windows
-from evalkit.contamination.tokens import tokens
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.split import row_offsets, split_shard
@@ -32,6 +31,7 @@ from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
 from evalkit.progress import progress_bar, say
+from evalkit.text.tokens import tokens
 
 VERSION: Final = 1
 """Version of the search; another one finds other windows, or weighs them otherwise."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from evalkit.contamination import kernels
-from evalkit.contamination.normalise import code_table, fold_table
-from evalkit.contamination.tokens import edit_distance, find_words, tokens, words_of
+from evalkit.text import kernels
+from evalkit.text.normalise import code_table, fold_table
+from evalkit.text.tokens import edit_distance, find_words, tokens, words_of
 from tests.contamination import twin
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aB1_ ½ﬁßİ中กé\u0301\u00ad#/*\n\t")))

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from evalkit.contamination.normalise import CHARACTER, IGNORED, MARK, SEPARATOR, WORD, fold, kind_of
+from evalkit.text.normalise import CHARACTER, IGNORED, MARK, SEPARATOR, WORD, fold, kind_of
 
 _ASCII_WORD: Final = re.compile(r"[0-9A-Za-z]+")
 _ASCII_CODE_WORD: Final = re.compile(r"[0-9A-Za-z_]+")

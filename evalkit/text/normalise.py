@@ -32,6 +32,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.text.buffers import make_read_only
+
 VERSION: Final = 2
 """Version of the rule above; it is written into every audit, because it decides what matches."""
 
@@ -95,6 +97,9 @@ class FoldTable:
     codes: npt.NDArray[np.uint32]
     seed: npt.NDArray[np.uint64]
 
+    def __post_init__(self) -> None:
+        make_read_only(self.arrays)
+
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         """All of them, in the order that the kernels take them."""
@@ -111,15 +116,15 @@ def fold(character: str) -> str:
 
 def kind_of(character: str) -> int:
     """Return which of the five kinds a folded character is (rules 2 to 4 above)."""
-    category = unicodedata.category(character)
+    kind = _kind_of_category(unicodedata.category(character))
+    is_unspaced = any(low <= ord(character) <= high for low, high in _UNSPACED_SCRIPTS)
+    return CHARACTER if kind == WORD and is_unspaced else kind
+
+
+def _kind_of_category(category: str) -> int:
     if category == "Cf":
         return IGNORED
-    if category[0] == "M":
-        return MARK
-    if category[0] not in "LN":
-        return SEPARATOR
-    code = ord(character)
-    return CHARACTER if any(low <= code <= high for low, high in _UNSPACED_SCRIPTS) else WORD
+    return {"L": WORD, "N": WORD, "M": MARK}.get(category[0], SEPARATOR)
 
 
 def _may_change(code: int, character: str) -> bool:
@@ -133,31 +138,26 @@ def _may_change(code: int, character: str) -> bool:
 def fold_table() -> FoldTable:
     """Build the tables from the Unicode data of this Python, once per process."""
     n_codes = sys.maxunicode + 1
-    kind = np.zeros(n_codes, dtype=np.uint8)
-    lengths = np.ones(n_codes, dtype=np.int32)
-    codes: list[int] = []
     mapped = (*range(_LAST_MAPPED + 1), *range(_TAGS[0], _TAGS[1] + 1))
-    for code in mapped:
-        character = chr(code)
-        if 0xD800 <= code <= 0xDFFF:  # surrogates are no characters and cannot occur in valid UTF-8
-            codes.append(code)
-            continue
-        kind[code] = kind_of(character)
-        if _may_change(code, character):
-            folded = fold(character)
-            lengths[code] = len(folded)
-            codes.extend(map(ord, folded))
-        else:
-            codes.append(code)
+    characters = list(map(chr, mapped))
+    kind = np.zeros(n_codes, dtype=np.uint8)
+    categories = list(map(unicodedata.category, characters))
+    kinds = {category: _kind_of_category(category) for category in set(categories)}
+    kind[list(mapped)] = [kinds[category] for category in categories]
+    for low, high in _UNSPACED_SCRIPTS:
+        script = kind[low : high + 1]
+        script[script == WORD] = CHARACTER
+    folded = {code: fold(one) for code, one in zip(mapped, characters, strict=True) if _may_change(code, one)}
     # What is unassigned or private folds to itself and separates.
-    all_codes = np.arange(n_codes, dtype=np.uint32)
+    lengths = np.ones(n_codes, dtype=np.int32)
+    changed = list(folded)
+    lengths[changed] = [len(one) for one in folded.values()]
     start = np.zeros(n_codes + 1, dtype=np.int32)
     np.cumsum(lengths, out=start[1:])
-    flat = np.empty(start[-1], dtype=np.uint32)
-    is_mapped = np.zeros(n_codes, dtype=bool)
-    is_mapped[list(mapped)] = True
-    flat[np.repeat(is_mapped, lengths)] = codes
-    flat[np.repeat(~is_mapped, lengths)] = all_codes[~is_mapped]
+    flat = np.repeat(np.arange(n_codes, dtype=np.uint32), lengths)
+    is_changed = np.zeros(n_codes, dtype=bool)
+    is_changed[changed] = True
+    flat[np.repeat(is_changed, lengths)] = [ord(one) for text in folded.values() for one in text]
     ascii_code = np.zeros(256, dtype=np.uint8)
     ascii_code[:128] = [ord(fold(chr(code))) if kind[code] == WORD else 0 for code in range(128)]
     return FoldTable(ascii_code, kind, start, flat, _seed(_TEXT_SEED))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalkit.contamination import kernels
-from evalkit.contamination.normalise import fold_table
+from evalkit.text import kernels
+from evalkit.text.normalise import fold_table
 from tests.contamination import twin
 
 

@@ -1,0 +1,153 @@
+"""From similar pairs to clusters, and which document of each is kept.
+
+Documents that are connected by similar pairs are together, unless a chain connects them: A like B, B like C, but not A
+like C. So every member of a cluster is similar to the document that is kept; what is not forms clusters of its own,
+around the best of what is left, and so on. What is removed is therefore always replaced by something like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from evalkit.dedup import kernels
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+Measure = Callable[[Int64], Float64]
+"""Similarities of pairs of documents, int64[n, 2]."""
+
+MEASURED_CLUSTERS: Final = 20
+"""Of a group, the first so many clusters take every member that is similar to what they keep. Further ones, which only
+a runaway chain has, take those of which it is known already: the work must not grow with the square of a group."""
+
+_SLACK: Final = 1e-12
+"""A similarity that is the threshold but for rounding reaches it."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of several documents.
+
+    Attributes
+    ----------
+    documents
+        int64[n]: the documents in clusters, rising.
+    kept
+        int64[n]: for each the document that is kept in its place, or itself.
+    similarities
+        float64[n]: of the two; 1 for the kept one.
+    n_components
+        Groups that were connected by similar pairs.
+    largest_component
+        Documents in the largest of them.
+    n_split
+        Groups that were split, because a chain connected them.
+    """
+
+    documents: Int64
+    kept: Int64
+    similarities: Float64
+    n_components: int
+    largest_component: int
+    n_split: int
+
+
+def reaches(similarities: Float64, threshold: float) -> npt.NDArray[np.bool_]:
+    """Whether each similarity is at least the threshold."""
+    return np.asarray(similarities >= threshold - _SLACK)
+
+
+def make_clusters(
+    pairs: Int64, similarities: Float64, rank: Int64, threshold: float, measure: Measure, *, split: bool = True
+) -> Clusters:
+    """Cluster documents by their similar pairs.
+
+    Parameters
+    ----------
+    pairs, similarities
+        int64[n, 2] and float64[n]: pairs that reach the threshold, each once, the smaller document first.
+    rank
+        int64[n_documents]: of a cluster the document with the lowest rank is kept; no two have the same.
+    threshold
+        Similarity to the kept document that a member must have.
+    measure
+        Finds the similarities of further pairs.
+    split
+        Split groups that a chain connects. If not, a member may be less similar to the kept document.
+
+    Notes
+    -----
+    The result depends on the pairs and ranks alone, not on any order.
+    """
+    documents = np.unique(pairs)
+    if not len(documents):
+        empty = np.empty(0, dtype=np.int64)
+        return Clusters(empty, empty, np.empty(0), 0, 0, 0)
+    places = np.searchsorted(documents, pairs)
+    n = len(documents)
+    _, label = connected_components(coo_array((np.ones(len(pairs)), places.T), shape=(n, n)), directed=False)
+    sizes = np.bincount(label)
+    known = _Known(places, similarities, n)
+    kept, found = np.full(n, -1, dtype=np.int64), np.zeros(n)
+    # Members of each group stand together, the best first.
+    left = np.lexsort((rank[documents], label))
+    split_groups: set[int] = set()
+    for _ in range(MEASURED_CLUSTERS):
+        if not len(left):
+            break
+        is_first = np.append(True, label[left][1:] != label[left][:-1])
+        head = left[np.maximum.accumulate(np.where(is_first, np.arange(len(left)), 0))]
+        values = known.look_up(head, left)
+        asked = np.flatnonzero(np.isnan(values))
+        if len(asked):
+            wanted = np.sort(np.column_stack([documents[head[asked]], documents[left[asked]]]), axis=1)
+            values[asked] = measure(wanted)
+        joins = is_first | reaches(values, threshold) if split else np.ones(len(left), dtype=bool)
+        kept[left[joins]], found[left[joins]] = head[joins], values[joins]
+        left = left[~joins]
+        split_groups.update(np.unique(label[left]).tolist())
+    kernels.gather_neighbours(left, *known.neighbours(), kept, found)
+    # What was split off alone is in no cluster.
+    together = np.bincount(kept, minlength=n)[kept] > 1
+    return Clusters(
+        documents=documents[together],
+        kept=documents[kept[together]],
+        similarities=found[together],
+        n_components=len(sizes),
+        largest_component=int(sizes.max()),
+        n_split=len(split_groups),
+    )
+
+
+class _Known:
+    """Similarities that are known already."""
+
+    def __init__(self, pairs: Int64, similarities: Float64, n: int) -> None:
+        self._pairs, self._unsorted = pairs, similarities
+        keys = pairs[:, 0] * n + pairs[:, 1]
+        order = np.argsort(keys)
+        self._keys, self._similarities, self._n = keys[order], similarities[order], n
+
+    def look_up(self, one: Int64, other: Int64) -> Float64:
+        """1 for a document and itself, NaN for what is not known."""
+        keys = np.minimum(one, other) * self._n + np.maximum(one, other)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found = np.where(self._keys[at] == keys, self._similarities[at], np.nan)
+        return np.where(one == other, 1.0, found)
+
+    def neighbours(self) -> tuple[Int64, Int64, Float64]:
+        """The pairs as a symmetric matrix in compressed rows: bounds of the rows, columns, similarities."""
+        one, other = self._pairs.T
+        rows, columns = np.concatenate([one, other]), np.concatenate([other, one])
+        order = np.lexsort((columns, rows))
+        n_columns = np.bincount(rows, minlength=self._n)
+        values = np.concatenate([self._unsorted, self._unsorted])[order]
+        return np.append(0, np.cumsum(n_columns)), columns[order], values

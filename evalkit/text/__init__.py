@@ -1,0 +1,1 @@
+"""Text: the rule by which it becomes tokens, for all that compare texts."""
