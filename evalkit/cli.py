@@ -59,7 +59,7 @@ app = typer.Typer(
 )
 
 
-_MANY = ("--corpus", "--benchmark", "--against", "--rule", "--perplexity", "--run")
+_MANY = ("--corpus", "--benchmark", "--against", "--rule", "--perplexity", "--run", "--verdicts")
 """Repeatable options that take several values at once: `--corpus a b` is `--corpus a --corpus b`."""
 
 
@@ -107,6 +107,16 @@ class WithSubcommands(TyperGroup):
         """Repeat the option before each of its values, then parse as usual."""
         result: list[str] = super().parse_args(ctx, _repeat_options(args))
         return result
+
+
+class JudgeCommand(WithSubcommands):
+    """`judge RUN_A RUN_B --judge MODEL` beside `judge probe`: only the subcommand's own name makes it a group."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Be a mere group of the subcommands when one of their names comes first."""
+        if args and args[0] in self.commands:
+            return super().make_context(info_name, args, parent, **extra)
+        return TyperGroup.make_context(self, info_name, args, parent, **extra)
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -1252,6 +1262,240 @@ def power(
         _print_json([one.to_dict() for one in answers])
     else:
         render_power(answers, _console())
+
+
+judge_commands = typer.Typer()
+app.add_typer(judge_commands, name="judge")
+_JUDGE = "The judge"
+JudgeOption = Annotated[
+    str | None,
+    typer.Option("--judge", help="The judge: a checkpoint folder, a hub name, or its name on --base-url."),
+]
+JudgeBackendOption = Annotated[
+    str | None,
+    typer.Option(
+        help="hf (in this process), vllm (a server started for it) or openai (--base-url).", rich_help_panel=_JUDGE
+    ),
+]
+JudgeBaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="An OpenAI-compatible server with the judge; its key is read from OPENAI_API_KEY.", rich_help_panel=_JUDGE
+    ),
+]
+JudgeEndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        help="completions (it chooses by log-probabilities; needs its tokenizer) or chat (it writes its verdict).",
+        rich_help_panel=_JUDGE,
+    ),
+]
+JudgeTokenizerOption = Annotated[
+    str | None, typer.Option(help="Folder or hub name of the judge's tokenizer.", rich_help_panel=_JUDGE)
+]
+JudgeDtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_JUDGE)
+]
+JudgeVllmPythonOption = Annotated[
+    Path | None, typer.Option(help="Interpreter of the environment with vLLM.", rich_help_panel=_JUDGE)
+]
+JudgeVllmArgsOption = Annotated[str | None, typer.Option(help="Engine flags of vLLM.", rich_help_panel=_JUDGE)]
+JudgeReasonsOption = Annotated[
+    bool, typer.Option("--reasons", help="Let the judge write before its verdict, instead of choosing a label.")
+]
+JudgeSmallestOption = Annotated[
+    float, typer.Option(help="Smallest position bias that matters, as a proportion (0.1: ten points).")
+]
+
+
+@judge_commands.callback(
+    cls=JudgeCommand,
+    invoke_without_command=True,
+    subcommand_metavar="| probe ...",
+    epilog="Example: evalkit judge runs/base runs/step-2000 --judge ./judge-model --out judged/step-2000  Verdicts of "
+    "others: evalkit judge --verdicts judgements.jsonl",
+)
+def judge(
+    run_a: Annotated[
+        Path | None, typer.Argument(metavar="[A]", help="A run directory, or a file of questions and answers.")
+    ] = None,
+    run_b: Annotated[Path | None, typer.Argument(metavar="[B]", help="Another, to the same questions.")] = None,
+    judge_model: JudgeOption = None,
+    out: Annotated[Path | None, typer.Option(help="The directory to write; a killed judging resumes in it.")] = None,
+    verdicts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Audit these verdicts instead: JSON, JSON lines, CSV, Parquet, or a judging's directory."),
+    ] = None,
+    verdict_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Their format: named, alpaca_eval, mt_bench, llmbar, arena_hard, ...; default: found."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Their names of our columns, e.g. winner=choice,pair_id=question_id.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Human labels: pair_id (or doc_hash) and label (a, b, tie); also several raters."),
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(help="JUDGE=MODEL: answers of this model are the judge's own (its family); repeatable."),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="pairwise, pairwise-reference, rating, rubric, or a YAML file like these.")
+    ] = "pairwise",
+    repeats: Annotated[
+        float, typer.Option(help="Share of pairs to ask again in both orders: the judge's noise.")
+    ] = 0.1,
+    limit: Annotated[int | None, typer.Option(help="Judge N pairs: a seeded random subset.")] = None,
+    seed: Annotated[int, typer.Option(help="Of that subset, and of which pairs are repeated.")] = 0,
+    reasons: JudgeReasonsOption = False,
+    max_tokens: Annotated[int, typer.Option(help="Room for the judge's text.")] = 1024,
+    smallest_bias: JudgeSmallestOption = 0.1,
+    backend: JudgeBackendOption = None,
+    base_url: JudgeBaseUrlOption = None,
+    endpoint: JudgeEndpointOption = None,
+    tokenizer: JudgeTokenizerOption = None,
+    dtype: JudgeDtypeOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.", rich_help_panel=_JUDGE)] = None,
+    vllm_python: JudgeVllmPythonOption = None,
+    vllm_args: JudgeVllmArgsOption = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests in flight.", rich_help_panel=_JUDGE)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another judging in the directory.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare answers of A and B with a judge model, or audit verdicts, and measure the judge's biases.
+
+    Every pair is judged in both orders. The judge's position bias is told from its noise, and who wins is said after
+    both orders, at equal length, and with human labels if there are any.
+    """
+    from evalkit.errors import SpecError
+    from evalkit.judges.audit import audit as audit_verdicts
+    from evalkit.judges.verdicts import Collected, read_labels, read_verdicts
+    from evalkit.reports.judging import render_audit, render_collected, render_judgement
+
+    collected: Collected | None = None
+    judgement = None
+    if verdicts:
+        if run_a is not None or judge_model is not None:
+            raise SpecError(
+                "verdicts are given, so nothing is judged", where="--verdicts", do="Leave out A, B and --judge"
+            )
+        collected = read_verdicts(verdicts, kind=verdict_format, columns=_columns(columns))
+        table = collected.table
+    else:
+        if run_a is None or run_b is None or judge_model is None or out is None:
+            raise SpecError(
+                "two runs, a judge and a directory to write are needed",
+                where="evalkit judge",
+                do="Give A B --judge MODEL --out DIR, or --verdicts FILE",
+            )
+        from evalkit.judges.answers import pair_answers, read_answers
+        from evalkit.judges.judging import JudgeSpec, judge_pairs
+        from evalkit.judges.prompts import load_prompt
+
+        engine = _judge_engine(
+            judge_model, out, backend=backend, base_url=base_url, endpoint=endpoint, tokenizer=tokenizer, dtype=dtype,
+            device=device, vllm_python=vllm_python, vllm_args=vllm_args, concurrency=concurrency,
+        )  # fmt: skip
+        spec = JudgeSpec(engine, load_prompt(prompt), repeats, reasons, max_tokens, seed)
+        pairs = pair_answers(read_answers(run_a), read_answers(run_b), limit=limit, seed=seed)
+        judgement = judge_pairs(spec, pairs, overwrite=overwrite)
+        table = judgement.table
+    human = read_labels(labels) if labels else None
+    families: dict[str, list[str]] = {}
+    for one in own or []:
+        name, separator, model = one.rpartition("=")
+        if not separator or not name:
+            raise SpecError(f"'{one}' is no JUDGE=MODEL", where="--own", do="Give such as --own gpt-4=gpt-4-turbo")
+        families.setdefault(name, []).append(model)
+    found = audit_verdicts(table, labels=human, families=families, smallest_bias=smallest_bias)
+    if as_json:
+        read = None
+        if collected is not None:
+            read = {
+                "formats": dict(collected.formats),
+                "n_rows": collected.n_rows,
+                "counts": collected.counts(),
+                "troubles": [vars(one) for one in collected.troubles],
+            }
+        _print_json({"read": read, "judging": judgement.to_dict() if judgement else None, "audit": found.to_dict()})
+    else:
+        console = _console()
+        if collected is not None:
+            render_collected(collected, console)
+        if judgement is not None:
+            render_judgement(judgement, console)
+        render_audit(found, console)
+    if judgement is not None and judgement.why_failed.get("request failed"):
+        raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _judge_engine(model: str, out: Path, *, base_url: str | None, backend: str | None, **given: Any) -> RunSpec:
+    """The engine of a judge, from the options that were given."""
+    from evalkit.errors import SpecError
+    from evalkit.runs.spec import make_spec
+
+    if base_url is not None:
+        if backend not in (None, "openai"):
+            raise SpecError("--base-url is a running server", where=f"--backend {backend}", do="Leave out --backend")
+        backend = "openai"
+        given["base_url"] = base_url
+        # Without its tokenizer nobody can choose by log-probabilities; a chat server needs none.
+        local = Path(model).expanduser().is_dir() or given.get("tokenizer")
+        given["endpoint"] = given.get("endpoint") or ("completions" if local else "chat")
+        given["served_model"] = None if Path(model).expanduser().is_dir() else model
+    values = {"model": model, "out": out, "backend": backend, "tasks": "judge", **given}
+    return make_spec(None, {name: value for name, value in values.items() if value is not None})
+
+
+@judge_commands.command(epilog="Example: evalkit judge probe --judge ./judge-model --out judged/card")
+def probe(
+    judge_model: Annotated[
+        str, typer.Option("--judge", help="The judge: a checkpoint folder, a hub name, or its name on --base-url.")
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to write; a killed examination resumes in it.")],
+    questions: Annotated[int, typer.Option(help="Questions; each makes five pairs in both orders.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+    prompt: Annotated[str, typer.Option(help="A pairwise prompt: ours by name, or a YAML file.")] = "pairwise",
+    repeats: Annotated[float, typer.Option(help="Share of pairs to ask again in both orders.")] = 0.1,
+    reasons: JudgeReasonsOption = False,
+    max_tokens: Annotated[int, typer.Option(help="Room for the judge's text.")] = 1024,
+    smallest_bias: JudgeSmallestOption = 0.1,
+    backend: JudgeBackendOption = None,
+    base_url: JudgeBaseUrlOption = None,
+    endpoint: JudgeEndpointOption = None,
+    tokenizer: JudgeTokenizerOption = None,
+    dtype: JudgeDtypeOption = None,
+    vllm_python: JudgeVllmPythonOption = None,
+    vllm_args: JudgeVllmArgsOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another judging in the directory.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine a judge with generated pairs whose right verdict is known, and print its card."""
+    from evalkit.errors import SpecError
+    from evalkit.judges.judging import JudgeSpec, judge_pairs
+    from evalkit.judges.probe import card, probe_pairs
+    from evalkit.judges.prompts import load_prompt
+    from evalkit.reports.judging import render_card, render_judgement
+
+    loaded = load_prompt(prompt)
+    if loaded.kind != "pairwise" or loaded.needs_reference:
+        raise SpecError("the examination compares two answers", where=f"--prompt {prompt}", do="Use a pairwise prompt")
+    engine = _judge_engine(
+        judge_model, out, backend=backend, base_url=base_url, endpoint=endpoint, tokenizer=tokenizer, dtype=dtype,
+        vllm_python=vllm_python, vllm_args=vllm_args,
+    )  # fmt: skip
+    spec = JudgeSpec(engine, loaded, repeats, reasons, max_tokens, seed)
+    judgement = judge_pairs(spec, probe_pairs(questions, seed), overwrite=overwrite)
+    found = card(judgement.table, smallest_bias=smallest_bias)
+    if as_json:
+        _print_json({"judging": judgement.to_dict(), "card": found.to_dict()})
+    else:
+        render_judgement(judgement, _console())
+        render_card(found, _console())
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

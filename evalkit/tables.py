@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from evalkit.errors import TableError
 from evalkit.files import atomic_path
 
-VERSION: Final = (1, 2)
+VERSION: Final = (1, 3)
 """Major and minor version of all schemas; a reader refuses a newer major version."""
 
 _NAME_KEY: Final = b"evalkit.table"
@@ -143,22 +143,29 @@ VERDICTS: Final = TableSchema(
         required=[
             ("judge", _text),
             ("pair_id", _text),
-            ("order", _text),
             ("repeat", _int),
             ("model_a", _text),
             ("model_b", _text),
             ("winner", _text),
         ],
         optional=[
+            # Null where nobody wrote down which answer was shown first.
+            ("order", _text),
             ("task", _text),
             ("doc_hash", _text),
             ("length_a", _int),
             ("length_b", _int),
             ("raw", _long_text),
+            # The judge's probability that B is better, where it tells one.
+            ("preference", _float),
+            # What a human says: a, b or tie.
+            ("label", _text),
+            ("identical", pa.bool_()),
+            *((f"{style}_{side}", _int) for style in ("lists", "headings", "bold") for side in "ab"),
         ],
     ),
     key=("judge", "pair_id", "order", "repeat"),
-    choices={"winner": ("a", "b", "tie", "error"), "order": ("ab", "ba")},
+    choices={"winner": ("a", "b", "tie", "error"), "order": ("ab", "ba"), "label": ("a", "b", "tie")},
 )
 
 TABLES: Final[Mapping[str, TableSchema]] = {
@@ -230,7 +237,9 @@ def validate(data: pa.Table, table: TableSchema, *, source: str = "table", keep_
     fields = [field.with_type(column.type) for field, column in zip(table.schema, columns, strict=True)]
     checked = pa.table(columns, schema=pa.schema(fields))
     for name, allowed in table.choices.items():
-        bad = pc.invert(pc.is_in(checked.column(name), value_set=pa.array(allowed)))
+        column = checked.column(name)
+        # Null was refused above wherever it may not be.
+        bad = pc.and_(pc.is_valid(column), pc.invert(pc.is_in(column, value_set=pa.array(allowed))))
         row = pc.index(bad, True).as_py()
         if row >= 0:
             value = checked.column(name)[row].as_py()

@@ -1,4 +1,4 @@
-"""Dependencies point one way: cli -> reports -> {runs, contamination, ...} -> {corpora, stats, ...} -> tables."""
+"""Dependencies point one way: cli -> reports -> judges -> {runs, contamination} -> {corpora, stats, ...} -> tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from tests.conftest import ROOT
 LEVELS = {
     0: {"errors", "files", "resources", "tables", "progress", "terminal", "__init__"},
     1: {"corpora", "engines", "stats", "tasks", "text"},
-    2: {"runs", "contamination", "dedup", "judges"},
-    3: {"reports"},
-    4: {"quickstart"},
-    5: {"cli", "__main__"},
+    2: {"runs", "contamination", "dedup"},
+    3: {"judges"},
+    4: {"reports"},
+    5: {"quickstart"},
+    6: {"cli", "__main__"},
 }
 LEVEL_OF = {part: level for level, parts in LEVELS.items() for part in parts}
 SOURCES = sorted((ROOT / "evalkit").rglob("*.py"))

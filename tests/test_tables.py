@@ -121,3 +121,12 @@ def test_a_newer_minor_version_is_read(tmp_path):
     data = tables.from_rows(tables.ITEMS, [ITEM])
     pq.write_table(data.replace_schema_metadata({"evalkit.table": "items", "evalkit.version": "1.9"}), path)
     assert tables.read(path, tables.ITEMS).num_rows == 1
+
+
+def test_a_verdict_whose_order_nobody_knows_has_null_there():
+    row = {"judge": "j", "pair_id": "p", "repeat": 0, "model_a": "x", "model_b": "y", "winner": "a"}
+    assert tables.from_rows(tables.VERDICTS, [row]).column("order").to_pylist() == [None]
+    with pytest.raises(TableError, match="'order' has the value 'first'"):
+        tables.from_rows(tables.VERDICTS, [row | {"order": "first"}])
+    with pytest.raises(TableError, match="null"):
+        tables.from_rows(tables.VERDICTS, [row | {"winner": None}])

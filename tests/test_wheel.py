@@ -36,6 +36,7 @@ def test_the_wheel_carries_the_data_folders_and_the_type_marker_and_no_tests(whe
         assert wanted
         assert wanted <= set(names)
     assert "evalkit/py.typed" in names
+    assert "evalkit/judges/prompt_files/pairwise.yaml" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/")) or "__pycache__" in name]
 
 

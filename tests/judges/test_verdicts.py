@@ -1,0 +1,190 @@
+"""Verdicts of others: every format, and every way in which rows can be bad."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pandas as pd
+import pytest
+
+from evalkit import tables
+from evalkit.errors import InputError, SpecError
+from evalkit.judges.verdicts import read_labels, read_verdicts
+
+
+def lines(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(pair="p1", winner="a", order="ab", **more):
+    return {"judge": "j", "pair_id": pair, "model_a": "x", "model_b": "y", "winner": winner, "order": order, **more}
+
+
+def winners(collected):
+    return [(one["pair_id"], one["order"], one["winner"]) for one in collected.table.to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
+def test_named_columns_are_read_from_every_kind_of_file(tmp_path, kind):
+    rows = [row(), row(order="ba", winner="b"), row("p2", "tie")]
+    path = tmp_path / f"verdicts.{kind}"
+    if kind == "jsonl":
+        lines(path, rows)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in rows).encode()))
+    else:
+        frame = pd.DataFrame(rows)
+        frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    found = read_verdicts([path])
+    assert winners(found) == [("p1", "ab", "a"), ("p1", "ba", "b"), ("p2", "ab", "tie")]
+    assert not found.troubles
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    path = lines(tmp_path / "v.jsonl", [{"id": 7, "left": "x", "right": "y", "choice": "y", "shown_first": "y"}])
+    names = {"pair_id": "id", "model_a": "left", "model_b": "right", "winner": "choice", "order": "shown_first"}
+    found = read_verdicts([path], columns=names)
+    assert winners(found) == [("7", "ba", "b")]
+    assert found.table.column("judge")[0].as_py() == "v", "the file's name stands for the judge that it does not name"
+
+
+def test_winners_may_be_letters_sides_or_the_models_own_names(tmp_path):
+    said = ["A", "model_b", "Y", "x", "draw", "[[A]]", "2"]
+    path = lines(tmp_path / "v.jsonl", [row(f"p{n}", one) for n, one in enumerate(said)])
+    assert [winner for *_, winner in winners(read_verdicts([path]))] == ["a", "b", "b", "a", "tie", "a", "b"]
+
+
+def test_unparseable_verdicts_are_kept_as_errors_with_file_row_and_text(tmp_path):
+    rows = [row(f"p{n}", "I cannot say" if n % 10 < 3 else "a") for n in range(100)]
+    path = lines(tmp_path / "v.jsonl", rows)
+    found = read_verdicts([path])
+    assert found.table.num_rows == 100
+    assert found.counts() == {"error: the verdict cannot be read": 30}
+    first = found.troubles[0]
+    assert (first.file, first.row, first.column, first.kept_as) == (str(path), 1, "winner", "error")
+    assert found.table.column("raw")[0].as_py() == "I cannot say"
+
+
+def test_rows_without_what_names_them_are_dropped_and_listed(tmp_path):
+    rows = [row(), row("", "b"), "not json", "[1]", row("p2", order="sideways"), row("p3", length_a="long")]
+    found = read_verdicts([lines(tmp_path / "v.jsonl", rows)])
+    assert winners(found) == [("p1", "ab", "a")]
+    listed = {(one.row, one.column) for one in found.troubles}
+    assert listed == {(2, "pair_id"), (3, "-"), (4, "-"), (5, "order"), (6, "length_a")}
+    assert all(one.kept_as == "dropped" for one in found.troubles)
+
+
+def test_a_call_that_stands_there_twice_is_counted_and_repeats_are_not(tmp_path):
+    twice = read_verdicts([lines(tmp_path / "v.jsonl", [row(), row(), row(winner="b")])])
+    assert winners(twice) == [("p1", "ab", "a")]
+    reasons = [one.reason for one in twice.troubles]
+    assert reasons[0].startswith("the same verdict") and reasons[1].startswith("another verdict")
+    repeated = read_verdicts([lines(tmp_path / "w.jsonl", [row(repeat=0), row(repeat=1, winner="b")])])
+    assert len(winners(repeated)) == 2 and not repeated.troubles
+
+
+def test_a_pair_that_is_named_the_other_way_round_is_turned(tmp_path):
+    other = {"judge": "j", "pair_id": "p1", "model_a": "y", "model_b": "x", "winner": "a", "order": "ab", "length_a": 9}
+    found = read_verdicts([lines(tmp_path / "v.jsonl", [row(length_a=5, length_b=9), other | {"preference": 0.2}])])
+    second = found.table.to_pandas().iloc[1]
+    assert (second.model_a, second.winner, second.order, second.length_b) == ("x", "b", "ba", 9)
+    assert second.preference == pytest.approx(0.8)
+
+
+def test_one_question_with_several_pairs_of_models_makes_several_pairs(tmp_path):
+    found = read_verdicts([lines(tmp_path / "v.jsonl", [row(), row() | {"model_b": "z"}])])
+    frame = found.table.to_pandas()
+    assert frame.pair_id.nunique() == 2 and set(frame.doc_hash) == {"p1"}
+
+
+def test_files_without_any_verdict_are_refused(tmp_path):
+    with pytest.raises(InputError, match="not one of 2 rows"):
+        read_verdicts([lines(tmp_path / "v.jsonl", [row(winner="?"), row("p2", winner=None)])])
+    with pytest.raises(InputError, match="there is no row"):
+        read_verdicts([lines(tmp_path / "w.jsonl", [])])
+    with pytest.raises(InputError, match="no verdicts of a known format"):
+        read_verdicts([lines(tmp_path / "x.jsonl", [{"a": 1}])])
+    with pytest.raises(InputError, match="no column 'id'"):
+        read_verdicts([lines(tmp_path / "y.jsonl", [row()])], columns={"pair_id": "id"})
+    with pytest.raises(SpecError, match="no format"):
+        read_verdicts([tmp_path / "v.jsonl"], kind="excel")
+
+
+def test_alpaca_eval_annotations_are_read(tmp_path):
+    base = {"instruction": "q", "generator_1": "base", "generator_2": "new", "annotator": "gpt", "output_1": "ab"}
+    rows = [base | {"output_2": "# x\n- y", "preference": 1.9}, base | {"instruction": "r", "preference": 0}]
+    rows.append(base | {"instruction": "s", "preference": None})
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(rows))
+    frame = read_verdicts([path]).table.to_pandas()
+    assert list(frame.winner) == ["b", "tie", "error"]
+    assert frame.preference[0] == pytest.approx(0.9) and frame.preference[1] == 0.5
+    assert frame.order.isna().all(), "AlpacaEval does not record which answer was shown first"
+    assert (frame.length_b[0], frame.headings_b[0], frame.lists_b[0]) == (7, 1, 1)
+
+
+def test_mt_bench_judgements_are_two_calls_named_by_model(tmp_path):
+    rows = [{"question_id": 81, "model_1": "x", "model_2": "y", "g1_winner": "model_1", "g2_winner": "error",
+             "judge": ["gpt-4", "pair-v2"], "turn": 1}]  # fmt: skip
+    found = read_verdicts([lines(tmp_path / "gpt-4_pair.jsonl", rows)])
+    assert winners(found) == [("81, turn 1", "ab", "a"), ("81, turn 1", "ba", "error")]
+    assert found.table.column("judge")[0].as_py() == "gpt-4 pair-v2"
+    assert found.counts() == {"error: the judge failed": 1}
+
+
+def test_votes_of_mt_bench_have_no_order(tmp_path):
+    rows = [{"question_id": 1, "model_a": "x", "model_b": "y", "winner": "model_b", "judge": "expert_1", "turn": 1}]
+    assert winners(read_verdicts([lines(tmp_path / "v.jsonl", rows)])) == [("1, turn 1", None, "b")]
+
+
+def test_arena_hard_games_are_labelled_by_position(tmp_path):
+    games = [{"score": "A>>B", "judgment": "..."}, {"score": "A>B"}]
+    row = {"model": "new", "judge": "gpt-4"}
+    rows = [row | {"question_id": "q", "games": games}]
+    rows.append(row | {"question_id": "r", "games": [{"score": "A=B"}, {"score": None}]})
+    found = read_verdicts([lines(tmp_path / "new.jsonl", rows)])
+    assert winners(found) == [("q", "ab", "a"), ("q", "ba", "b"), ("r", "ab", "tie"), ("r", "ba", "error")]
+
+
+def test_llmbar_results_are_read_in_both_orders(tmp_path):
+    one = {"input": "q", "output_1": "a", "output_2": "bb", "label": 2,
+           "results": [{"swap = False": {"completion": ["Output (a)", "stop"], "winner": "1"},
+                        "swap = True": {"completion": ["Output (a)", "stop"], "winner": "2"}}]}  # fmt: skip
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps([one]))
+    frame = read_verdicts([path]).table.to_pandas()
+    assert list(frame.winner) == ["a", "b"] and list(frame.order) == ["ab", "ba"] and set(frame.label) == {"b"}
+
+
+def test_our_own_table_comes_back_as_it_is(tmp_path):
+    first = read_verdicts([lines(tmp_path / "v.jsonl", [row(), row(order="ba", winner="?")])])
+    tables.write(tmp_path / "verdicts.parquet", first.table, tables.VERDICTS)
+    again = read_verdicts([tmp_path])
+    assert again.table.equals(first.table)
+    assert again.counts() == {"error: the judge failed": 1}
+
+
+def test_labels_of_several_raters_become_their_majority(tmp_path):
+    rows = [{"pair_id": "p", "label": one, "rater": rater} for one, rater in (("a", "x"), ("a", "y"), ("b", "z"))]
+    rows += [{"pair_id": "q", "label": "a", "rater": "x"}, {"pair_id": "q", "label": "b", "rater": "y"}]
+    found = read_labels(lines(tmp_path / "labels.jsonl", rows))
+    assert found.labels == {"p": "a", "q": "tie"}
+    assert found.ratings["p"] == {"x": "a", "y": "a", "z": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([{"pair_id": "p"}], "needs the columns"),
+        ([{"pair_id": "p", "label": "left"}], "neither a, b nor tie"),
+        ([{"pair_id": "p", "label": "a"}, {"pair_id": "p", "label": "b"}], "two labels"),
+        ([], "no label"),
+    ],
+)
+def test_bad_labels_are_refused_with_their_row(tmp_path, rows, what):
+    with pytest.raises(InputError, match=what):
+        read_labels(lines(tmp_path / "labels.jsonl", rows))

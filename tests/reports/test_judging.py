@@ -1,0 +1,100 @@
+"""What `evalkit judge` prints, and its JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from evalkit import tables
+from evalkit.cli import app
+from tests.judges.simulated import judge_table
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["judge", *map(str, arguments)])
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "verdicts.parquet"
+    tables.write(path, judge_table(200, seed=0, position=1.5, quality=0.5, failures=0.02, labels=0.3), tables.VERDICTS)
+    return path
+
+
+def test_an_audit_prints_bias_noise_result_and_the_sentence(table):
+    found = invoke("--verdicts", table)
+    assert found.exit_code == 0, found.output
+    for part in (
+        "\u2717 Position: biased",
+        "noise: two calls of the same order differ",
+        "inconsistency beyond that noise",
+        "McNemar mid-p",
+        "100 characters more",
+        "with human labels",
+        "cannot be told from position bias when it is asked in one order",
+        "kept as errors",
+    ):
+        assert part in " ".join(found.output.split()), part
+
+
+def test_json_has_everything_and_is_the_audit(table):
+    found = json.loads(invoke("--verdicts", table, "--json").stdout)
+    judge = found["audit"]["judges"][0]
+    assert judge["position"]["sign"] == "biased"
+    assert found["read"]["counts"] == {"error: the judge failed": judge["n_failed"]}
+
+
+def test_bad_rows_are_shown_with_file_and_row(tmp_path):
+    path = tmp_path / "v.jsonl"
+    row = {"judge": "j", "model_a": "x", "model_b": "y", "order": "ab"}
+    rows = [row | {"pair_id": str(n), "winner": "a" if n % 3 else "maybe"} for n in range(30)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*rows, row | {"winner": "a"}]))
+    text = " ".join(invoke("--verdicts", path).output.split())
+    assert "31 rows, 30 verdicts; 1 dropped, 10 kept as errors" in text
+    assert "row 1, column winner: the verdict cannot be read ('maybe')" in text
+
+
+def test_foreign_text_is_not_obeyed(tmp_path):
+    path = tmp_path / "v.jsonl"
+    row = {"judge": "\x1b[31mred", "model_a": "[bold]x", "model_b": "y", "pair_id": "p", "winner": "a", "order": "ab"}
+    path.write_text(json.dumps(row) + "\n")
+    text = invoke("--verdicts", path).output
+    assert "\x1b" not in text and "<U+001B>" in text and "[bold]x" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "two runs, a judge and a directory"),
+        (["a", "b", "--judge", "m"], "two runs, a judge and a directory"),
+        (["a", "--verdicts", "v.jsonl"], "so nothing is judged"),
+        (["--verdicts", "no-such.jsonl"], "cannot be read"),
+    ],
+)
+def test_mistakes_end_with_a_message(arguments, what):
+    found = invoke(*arguments)
+    assert found.exit_code and what in str(found.exception)
+
+
+def test_the_examination_is_a_subcommand_of_its_own():
+    assert "Questions; each makes five pairs" in " ".join(invoke("probe", "--help").output.split())
+
+
+def test_several_judgings_are_a_panel(tmp_path):
+    for seed, name in enumerate(("x", "y")):
+        tables.write(tmp_path / name / "verdicts.parquet", judge_table(50, seed=seed, judge=name), tables.VERDICTS)
+    text = " ".join(invoke("--verdicts", tmp_path / "x", tmp_path / "y").output.split())
+    assert "Panel of 2 judges on 50 pairs" in text and "one judge says A and another B" in text
+
+
+def test_labels_of_raters_and_a_judges_own_family_are_options(tmp_path, table):
+    labels = tmp_path / "labels.csv"
+    rows = [f"pair {n},{'a' if n % 3 else 'b'},{rater}" for n in range(40) for rater in ("ann", "ben")]
+    labels.write_text("pair_id,label,rater\n" + "\n".join(rows) + "\n")
+    found = invoke("--verdicts", table, "--labels", labels, "--own", "judge=b-model")
+    text = " ".join(found.output.split())
+    assert "The ceiling, humans among each other" in text
+    assert "self-preference: judge, b-model wins" in text
+    assert "no JUDGE=MODEL" in str(invoke("--verdicts", table, "--own", "judge").exception)

@@ -1,0 +1,35 @@
+"""A judge on the real vLLM server: it chooses by log-probabilities, and says what transformers says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evalkit.judges.audit import audit
+from evalkit.judges.judging import JudgeSpec, judge_pairs
+from evalkit.judges.probe import probe_pairs
+from evalkit.judges.prompts import load_prompt
+from evalkit.runs.spec import RunSpec
+
+
+def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(server, openai_key, demo_model, tmp_path):
+    pairs = probe_pairs(100)
+    pairs = replace(pairs, pairs=tuple(one for one in pairs.pairs if one.a.task == "wrong fact"))
+    served = RunSpec(
+        model=str(demo_model), out=tmp_path / "served", backend="openai", base_url=server.address, dtype="bfloat16"
+    )
+    found = judge_pairs(JudgeSpec(served, load_prompt("pairwise")), pairs)
+    assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
+    judge = audit(found.table).judges[0]
+    assert judge.position.sign == "biased" and judge.position.bias.low > 0.3
+    assert judge.position.direction_test.p_value < 1e-6
+    assert judge.position.excess.low > 0
+
+
+def test_a_judge_that_writes_is_parsed_strictly(server, openai_key, tmp_path):
+    pairs = probe_pairs(10)
+    pairs = replace(pairs, pairs=pairs.pairs[:6])
+    chat = RunSpec(model="judge", out=tmp_path / "chat", backend="openai", base_url=server.address, endpoint="chat")
+    found = judge_pairs(JudgeSpec(chat, load_prompt("pairwise"), repeats=0, max_tokens=64), pairs)
+    assert found.n_calls == 12 == len(found.table)
+    assert found.n_failed == sum(found.why_failed.values())
+    assert "request failed" not in found.why_failed
