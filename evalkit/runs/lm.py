@@ -246,6 +246,12 @@ class EvalLM(TemplateLM):  # type: ignore[misc]
             )
         return [answer.text or "" for answer in self._ask("generate_until", requests, asked, shown)]
 
+    def choose(self, requests: Sequence[Instance], choices: Sequence[str], max_tokens: int) -> list[Answer]:
+        """Have one of `choices` written as the next message of each conversation, by a server with guidance."""
+        sampling = Sampling(max_tokens)
+        asked = [Generation((), sampling, _messages(one.args[0]), tuple(choices)) for one in requests]
+        return self._ask("generate_until", requests, asked, [{"context": one.args[0]} for one in requests])
+
     def _seeded(self, sampling: Sampling, item: tuple[str, int], occurrence: int) -> Sampling:
         """Give a draw its own seed, from run seed, item and repeat: K repeats are K different samples."""
         name = f"{self._seed}:{item[0]}:{item[1]}:{self._repeat}:{occurrence}"
@@ -387,8 +393,8 @@ def _messages(context: str) -> str:
 
 
 def _shown(request: Scoring | Generation) -> dict[str, Any]:
-    """Everything that defines a request, as plain values."""
-    return asdict(request)
+    """Everything that defines a request, as plain values; without the choices where the text is free."""
+    return {name: value for name, value in asdict(request).items() if name != "choices" or value}
 
 
 def _likelihood(answer: Answer) -> tuple[float, bool]:

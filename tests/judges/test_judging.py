@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -215,6 +216,36 @@ def test_a_judge_on_a_chat_server_writes_and_is_parsed(tmp_path):
     assert judge.position.sign == "no sign, adequate power" or judge.position.n_both < 30
     assert judge.results[0].averaged.estimate == 0.0 and judge.results[0].n_failed == 10
     assert "calls have no verdict" in judge.warnings[0]
+
+
+@pytest.mark.parametrize(("version", "field"), [("0.32.0", "structured_outputs"), ("0.10.1", "guided_choice")])
+def test_a_chat_server_that_can_hold_the_judge_to_its_labels_does(tmp_path, version, field):
+    pairs = few_pairs(tmp_path, 10)
+    with StubServer(version=version) as stub:
+        engine = RunSpec(model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat")
+        found = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        sent = stub.bodies
+        again = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        assert len(stub.bodies) == len(sent) == 20 and again.table.equals(found.table)
+    assert all(field in body and body["top_logprobs"] == 20 for body in sent)
+    assert "Reply with one letter only" in sent[0]["messages"][-1]["content"]
+    assert found.n_failed == 0 and 0 < found.label_mass < 1
+    for row in found.table.to_pylist():
+        logprobs = json.loads(row["raw"])
+        shares = {name: math.exp(value) / sum(map(math.exp, logprobs.values())) for name, value in logprobs.items()}
+        second = shares["B"] + shares["C"] / 2
+        assert row["preference"] == pytest.approx(second if row["order"] == "ab" else 1 - second, abs=1e-5)
+    record = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert record["verdicts_by"] == "guided decoding"
+
+
+def test_labels_of_several_tokens_are_chosen_without_a_preference(tmp_path):
+    prompt = load_prompt("pairwise")
+    prompt = replace(prompt, verdicts={"A": "first", "AB": "second"})
+    with StubServer(version="0.32.0") as stub:
+        engine = RunSpec(model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat")
+        found = judge_pairs(JudgeSpec(engine, prompt, repeats=0), few_pairs(tmp_path, 4))
+    assert found.n_failed == 0 and set(found.table.column("preference").to_pylist()) == {None}
 
 
 def test_a_request_that_fails_is_asked_again_by_the_same_command(tmp_path):

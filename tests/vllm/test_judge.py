@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from evalkit.judges.audit import audit
@@ -25,11 +26,30 @@ def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(server, opena
     assert judge.position.excess.low > 0
 
 
+def test_a_judge_on_the_chat_endpoint_is_held_to_its_labels(server, openai_key, demo_model, tmp_path):
+    pairs = probe_pairs(10)
+    pairs = replace(pairs, pairs=pairs.pairs[:10])
+    prompt = load_prompt("pairwise")
+    chat = RunSpec(model="judge", out=tmp_path / "chat", backend="openai", base_url=server.address, endpoint="chat")
+    found = judge_pairs(JudgeSpec(chat, prompt, repeats=0), pairs)
+    record = json.loads((tmp_path / "chat" / "judge.json").read_text())
+    assert record["verdicts_by"] == "guided decoding"
+    assert (found.n_calls, found.n_failed) == (20, 0), "without guidance it answers in sentences"
+    # Where all labels are among the likeliest tokens, they are the soft preferences of the scoring engine.
+    told = [row for row in found.table.to_pylist() if row["preference"] is not None]
+    assert told
+    scoring = RunSpec(
+        model=str(demo_model), out=tmp_path / "scored", backend="openai", base_url=server.address, dtype="bfloat16"
+    )
+    scored = judge_pairs(JudgeSpec(scoring, prompt, repeats=0), pairs).table.to_pylist()
+    assert {row["winner"] for row in scored} <= {"a", "b", "tie"}
+
+
 def test_a_judge_that_writes_is_parsed_strictly(server, openai_key, tmp_path):
     pairs = probe_pairs(10)
     pairs = replace(pairs, pairs=pairs.pairs[:6])
     chat = RunSpec(model="judge", out=tmp_path / "chat", backend="openai", base_url=server.address, endpoint="chat")
-    found = judge_pairs(JudgeSpec(chat, load_prompt("pairwise"), repeats=0, max_tokens=64), pairs)
+    found = judge_pairs(JudgeSpec(chat, load_prompt("pairwise"), repeats=0, reasons=True, max_tokens=64), pairs)
     assert found.n_calls == 12 == len(found.table)
     assert found.n_failed == sum(found.why_failed.values())
     assert "request failed" not in found.why_failed
