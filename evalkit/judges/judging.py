@@ -372,7 +372,7 @@ def _chosen(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         for place, label in enumerate(labels)
     ]
     if requests:
-        lm.loglikelihood(requests)
+        lm.loglikelihood(requests, keep_spaces=True)
     found = []
     for number in range(len(calls)):
         if number in too_long:
@@ -409,9 +409,10 @@ def _guided(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         if outcome.label is None or logprobs is None:
             found.append(outcome)
         else:
-            label, value, mass = preference_of(labels, logprobs, spec.prompt)
+            # vLLM tells them after all but the labels were ruled out: how likely a label was at all is unknown.
+            label, value, _ = preference_of(labels, logprobs, spec.prompt)
             raw = json.dumps({name: round(one, 6) for name, one in zip(labels, logprobs, strict=True)})
-            found.append(_Outcome(label, value, raw, mass))
+            found.append(_Outcome(label, value, raw))
     return found
 
 

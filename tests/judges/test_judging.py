@@ -30,7 +30,8 @@ from tests.runs.stub_server import StubServer, refuses
 
 def spec(model, out, prompt="pairwise", **more):
     own = {name: more.pop(name) for name in ("repeats", "reasons", "max_tokens") if name in more}
-    return JudgeSpec(RunSpec(model=str(model), out=out, dtype="float32", **more), load_prompt(prompt), **own)
+    more = {"dtype": "float32"} | more
+    return JudgeSpec(RunSpec(model=str(model), out=out, **more), load_prompt(prompt), **own)
 
 
 def answer_files(folder, n=20):
@@ -229,7 +230,7 @@ def test_a_chat_server_that_can_hold_the_judge_to_its_labels_does(tmp_path, vers
         assert len(stub.bodies) == len(sent) == 20 and again.table.equals(found.table)
     assert all(field in body and body["top_logprobs"] == 20 for body in sent)
     assert "Reply with one letter only" in sent[0]["messages"][-1]["content"]
-    assert found.n_failed == 0 and 0 < found.label_mass < 1
+    assert found.n_failed == 0 and found.label_mass is None
     for row in found.table.to_pylist():
         logprobs = json.loads(row["raw"])
         shares = {name: math.exp(value) / sum(map(math.exp, logprobs.values())) for name, value in logprobs.items()}
@@ -271,8 +272,10 @@ def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(demo_model, t
     # Right against wrong answers to 100 generated questions.
     pairs = probe_pairs(100)
     wrong = tuple(one for one in pairs.pairs if one.a.task == "wrong fact")
-    found = judge_pairs(spec(demo_model, tmp_path / "out"), replace(pairs, pairs=wrong))
+    found = judge_pairs(spec(demo_model, tmp_path / "out", dtype="bfloat16"), replace(pairs, pairs=wrong))
     assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
+    record = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert set(record["engine"]["scoring"]) == {"one_token"}, "one forward pass has the probabilities of all labels"
     judge = audit(found.table).judges[0]
     assert judge.position.sign == "biased"
     assert judge.position.direction_test.p_value < 1e-6
