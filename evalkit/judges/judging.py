@@ -1,7 +1,9 @@
 """Asks a judge: both orders, repeats for its noise, by the run layer's engines and journal, resumable after a kill.
 
 Where the engine scores tokens, the judge chooses among the labels by their log-probabilities: nothing has to be parsed,
-every call has a verdict, and it comes with a soft preference. On chat endpoints it writes, and the verdict is parsed.
+every call has a verdict, and it comes with a soft preference. On the chat endpoint of a server that can hold an answer
+to given texts (vLLM's structured outputs) it writes a label and nothing else. On other chat endpoints it writes freely,
+and the verdict is parsed.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -73,11 +75,6 @@ class JudgeSpec:
             raise SpecError(f"{self.repeats} is no share of the pairs", where="--repeats", do="Give one from 0 to 1")
         if self.max_tokens < 1:
             raise SpecError(f"{self.max_tokens} tokens are none", where="--max-tokens", do="Give at least 1")
-
-    @property
-    def writes(self) -> bool:
-        """Whether the judge writes text: on chat endpoints always."""
-        return self.reasons or self.engine.endpoint == "chat"
 
 
 @dataclass(frozen=True)
@@ -220,15 +217,15 @@ def _judge(spec: JudgeSpec, pairs: AnswerPairs, backend: Any, record: dict[str, 
     begun = time.monotonic()
     special = special_tokens(backend.tokenizer) if backend.tokenizer is not None else {}
     attempts: Counter[str] = Counter()
+    read, way = _way(spec, backend.engine)
     repeated = _repeated(len(pairs.pairs), spec)
-    calls = _calls(spec, pairs, repeated, record["secret"], special, attempts)
+    calls = _calls(spec, pairs, repeated, record["secret"], special, attempts, reasons=way == "written")
     judge = spec.engine.served_model or backend.fingerprint.name
     journal_path = spec.engine.journal or spec.engine.out / JOURNAL
-    total = len(calls) * (1 if spec.writes else len(spec.prompt.labels))
+    total = len(calls) * (len(spec.prompt.labels) if way == "log-probabilities" else 1)
     with Journal(journal_path) as journal, progress_bar(f"judge {judge}", total, unit="requests") as bar:
         lm = EvalLM(backend.engine, backend.tokenizer, journal, backend.answer_key, bar.advance)
         lm.begin_pass(spec.seed, 0, {})
-        read = _written if spec.writes else _chosen
         outcomes = read(spec, lm, calls)
     rows = _rows(spec, pairs, calls, outcomes, judge)
     table = tables.from_rows(tables.VERDICTS, rows)
@@ -255,6 +252,7 @@ def _judge(spec: JudgeSpec, pairs: AnswerPairs, backend: Any, record: dict[str, 
         # Answers that could not be had are asked again by the same command.
         "status": "failed requests" if why["request failed"] else "complete",
         "judge": judge,
+        "verdicts_by": way,
         "engine": backend.describe(),
         "wall_seconds": time.monotonic() - begun,
         "tokens": {"prompt": lm.n_prompt_tokens, "output": lm.n_output_tokens},
@@ -262,6 +260,15 @@ def _judge(spec: JudgeSpec, pairs: AnswerPairs, backend: Any, record: dict[str, 
     }
     write_json(spec.engine.out / RECORD, record)
     return Judgement(directory=spec.engine.out, table=table, **result)  # type: ignore[arg-type]
+
+
+def _way(spec: JudgeSpec, engine: Any) -> tuple[Callable[..., list[_Outcome]], str]:
+    """How the verdict is had: what asks for it, and its name in the record."""
+    if spec.reasons:
+        return _written, "written"
+    if spec.engine.endpoint != "chat":
+        return _chosen, "log-probabilities"
+    return (_guided, "guided decoding") if engine.guidance else (_written, "written")
 
 
 def _repeated(n: int, spec: JudgeSpec) -> set[int]:
@@ -276,6 +283,8 @@ def _calls(
     secret: str,
     special: Mapping[str, int],
     attempts: Counter[str],
+    *,
+    reasons: bool,
 ) -> list[_Call]:
     calls = []
     for number, pair in enumerate(pairs.pairs):
@@ -290,11 +299,11 @@ def _calls(
                 for order in ("ab", "ba"):
                     first, second = order
                     filled = {"answer_1": shown[first], "answer_2": shown[second]}
-                    calls.append(_call(spec, number, pair, order, None, repeat, filled | shown, secret))
+                    calls.append(_call(spec, number, pair, order, None, repeat, filled | shown, secret, reasons))
             else:
                 for side in ("a", "b"):
                     filled = {"answer": shown[side]}
-                    calls.append(_call(spec, number, pair, None, side, repeat, filled | shown, secret))
+                    calls.append(_call(spec, number, pair, None, side, repeat, filled | shown, secret, reasons))
     return calls
 
 
@@ -307,12 +316,13 @@ def _call(
     repeat: int,
     texts: Mapping[str, str],
     secret: str,
+    reasons: bool,
 ) -> _Call:
     mark, salt = "", 0
     while not mark or any(mark in text for text in texts.values()):
         name = f"{pair.pair_id}:{order or side}:{repeat}:{salt}"
         mark, salt = hmac.new(secret.encode(), name.encode(), "sha256").hexdigest()[:10], salt + 1
-    system, user = spec.prompt.fill(texts, mark, reasons=spec.writes)
+    system, user = spec.prompt.fill(texts, mark, reasons=reasons)
     return _Call(number, order, side, repeat, system, user)
 
 
@@ -362,7 +372,7 @@ def _chosen(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         for place, label in enumerate(labels)
     ]
     if requests:
-        lm.loglikelihood(requests)
+        lm.loglikelihood(requests, keep_spaces=True)
     found = []
     for number in range(len(calls)):
         if number in too_long:
@@ -378,6 +388,38 @@ def _chosen(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         raw = json.dumps({name: round(value, 6) for name, value in zip(labels, logprobs, strict=True)})
         found.append(_Outcome(label, value, raw, mass))
     return found
+
+
+def _guided(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
+    """Have one of the labels written, held to them by the server; with a soft preference where it tells enough."""
+    from lm_eval.api.instance import Instance
+
+    labels = spec.prompt.labels
+    requests = [
+        Instance("generate_until", {}, (_context(lm, call)[0], {}), 0, (_TASK, number, 1))
+        for number, call in enumerate(calls)
+    ]
+    found = []
+    for answer in lm.choose(requests, labels, spec.max_tokens):
+        if answer.error:
+            found.append(_Outcome(None, None, answer.error, why="request failed"))
+            continue
+        outcome = _parsed(spec, answer)
+        logprobs = _of_labels(labels, answer.first_token or {})
+        if outcome.label is None or logprobs is None:
+            found.append(outcome)
+        else:
+            # vLLM tells them after all but the labels were ruled out: how likely a label was at all is unknown.
+            label, value, _ = preference_of(labels, logprobs, spec.prompt)
+            raw = json.dumps({name: round(one, 6) for name, one in zip(labels, logprobs, strict=True)})
+            found.append(_Outcome(label, value, raw))
+    return found
+
+
+def _of_labels(labels: Sequence[str], first_token: Mapping[str, float]) -> list[float] | None:
+    """Log-probabilities of labels that are one token each; None where one is unknown, or begins another."""
+    alike = any(one != other and other.startswith(one) for one in labels for other in labels)
+    return None if alike or any(one not in first_token for one in labels) else [first_token[one] for one in labels]
 
 
 def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
@@ -405,18 +447,20 @@ def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]
             )
             continue
         answer = lm.answers[_TASK, number][0]
-        text = answer.text or ""
-        label = None if answer.error else spec.prompt.read(text)
-        if answer.error:
-            found.append(_Outcome(None, None, answer.error, why="request failed"))
-        elif label is None:
-            cut = answer.finish_reason == "length"
-            found.append(
-                _Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text")
-            )
-        else:
-            found.append(_Outcome(label, None, text))
+        found.append(
+            _Outcome(None, None, answer.error, why="request failed") if answer.error else _parsed(spec, answer)
+        )
     return found
+
+
+def _parsed(spec: JudgeSpec, answer: Any) -> _Outcome:
+    """Read the verdict in a judge's text."""
+    text = answer.text or ""
+    label = spec.prompt.read(text)
+    if label is None:
+        cut = answer.finish_reason == "length"
+        return _Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text")
+    return _Outcome(label, None, text)
 
 
 def _rows(

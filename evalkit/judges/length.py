@@ -24,7 +24,11 @@ CHARACTERS: Final = 100.0
 FEW: Final = 30
 """With fewer questions there is no model of length."""
 
+FEW_MODELS: Final = 5
+"""With fewer other models on a question, its difficulty is not estimated."""
+
 _DIVERGED: Final = 25.0
+_ROUNDS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class LengthControlled(Result):
     model_a, model_b
         The models.
     win_rate
-        Of B at equal length, averaged over both orders: sigma(theta) of AlpacaEval's model (Dubois et al. 2024,
-        arXiv:2404.04475, equation 1), logit P(B wins) = theta + phi tanh(d / sd(d)), d the difference in
-        characters, here without a penalty and without the per-instruction term, whose values come from all models of
-        that leaderboard.
+        Of B at equal length, averaged over both orders and all questions x: mean of sigma(theta + psi gamma_x) of
+        AlpacaEval's model (Dubois et al. 2024, arXiv:2404.04475, equation 1), logit P(B wins) = theta +
+        phi tanh(d / sd(d)) + psi gamma_x, d the difference in characters; here without a penalty. The difficulties
+        gamma_x are those of `difficulties`; without them that term is left out.
     length
         phi.
+    difficulty
+        psi, of difficulties with variance 1; None where they are not known.
     position
         Log odds that the second-shown answer gains by being shown first; None where no order is known.
     styles
@@ -54,6 +60,7 @@ class LengthControlled(Result):
     length: Estimate
     position: Estimate | None
     styles: tuple[Estimate, ...] = ()
+    difficulty: Estimate | None = None
 
     def __str__(self) -> str:
         return f"{self.model_b} against {self.model_a} at equal length: {self.win_rate}"
@@ -129,10 +136,12 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
         if per_100 is None:
             warnings.append("the effect of length has no finite estimate: length separates wins from losses")
     controlled = []
+    gamma = difficulties(of)
     for a, b in of.models:
-        one = of.take((of.model_a == a) & (of.model_b == b))
+        mine = (of.model_a == a) & (of.model_b == b)
+        one = of.take(mine)
         if len(np.unique(one.cluster)) >= FEW and np.ptp(one.lengths[:, 1] - one.lengths[:, 0]) > 0:
-            found = length_controlled(one, confidence_level=confidence_level)
+            found = length_controlled(one, gamma[mine], confidence_level=confidence_level)
             if found is None:
                 warnings.append(f"{b} against {a}: no length-controlled win rate, as length separates wins from losses")
             else:
@@ -140,13 +149,82 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
     return Verbosity(int(differ.sum()), longer, per_100, beyond, tuple(controlled), tuple(warnings))
 
 
-def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> LengthControlled | None:
+def difficulties(pairs: Pairs) -> Floats:
+    """How much easier than others each pair's question is to win for model B, judged by the other models B.
+
+    Of all models B against the same A, logit P(B wins) = theta_m + phi_m tanh(d / sd_m(d)) + gamma_x with a standard
+    normal prior on gamma_x, by alternating Newton steps; then a model's own verdicts are taken out of gamma_x by one
+    more step, so that they do not explain themselves. AlpacaEval has its gamma_x from all models of its leaderboard.
+
+    Parameters
+    ----------
+    pairs
+        All with a verdict and known lengths.
+
+    Returns
+    -------
+    Floats
+        Shape (n,): NaN where a question has fewer than `FEW_MODELS` other models.
+    """
+    found = np.full(len(pairs), np.nan)
+    for baseline in dict.fromkeys(pairs.model_a.tolist()):
+        of = np.flatnonzero(pairs.model_a == baseline)
+        x, question = np.unique(pairs.cluster[of], return_inverse=True)
+        model = np.unique(pairs.model_b[of].astype(str), return_inverse=True)[1]
+        n_models, n_questions = int(model.max()) + 1, len(x)
+        # Cells of a question and a model; a pair of models may have been judged on a question more than once.
+        cells, cell = np.unique(question * n_models + model, return_inverse=True)
+        enough = np.bincount(cells // n_models, minlength=n_questions)[question] > FEW_MODELS
+        if enough.any():
+            gap = pairs.lengths[of, 1] - pairs.lengths[of, 0]
+            sd = np.array([gap[model == one].std() for one in range(n_models)])[model]
+            length = np.tanh(np.divide(gap, sd, out=np.zeros(len(of)), where=sd > 0))
+            gamma = _joint(pairs.soft[of], length, model, question, cell)
+            found[of] = np.where(enough, gamma, np.nan)
+    return found
+
+
+def _joint(won: Floats, length: Floats, model: Ints, question: Ints, cell: Ints) -> Floats:
+    theta, phi = np.zeros(int(model.max()) + 1), np.zeros(int(model.max()) + 1)
+    gamma = np.zeros(int(question.max()) + 1)
+    n = len(theta)
+    for _ in range(_ROUNDS):
+        before = gamma
+        for _ in range(2):
+            p = special.expit(theta[model] + phi[model] * length + gamma[question])
+            w, left = p * (1 - p), won - p
+            # A weak prior keeps models that win all or nothing finite.
+            h00 = np.bincount(model, w, n) + 0.01
+            h01 = np.bincount(model, w * length, n)
+            h11 = np.bincount(model, w * length**2, n) + 0.01
+            g0 = np.bincount(model, left, n) - 0.01 * theta
+            g1 = np.bincount(model, left * length, n) - 0.01 * phi
+            size = h00 * h11 - h01**2
+            theta = theta + np.clip((h11 * g0 - h01 * g1) / size, -1, 1)
+            phi = phi + np.clip((h00 * g1 - h01 * g0) / size, -1, 1)
+        p = special.expit(theta[model] + phi[model] * length + gamma[question])
+        w, left = p * (1 - p), won - p
+        information = np.bincount(question, w, len(gamma)) + 1
+        gamma = gamma + (np.bincount(question, left, len(gamma)) - gamma) / information
+        gamma = gamma - gamma.mean()
+        if np.abs(gamma - before).max() < 1e-6:
+            break
+    own, own_information = np.bincount(cell, left)[cell], np.bincount(cell, w)[cell]
+    found: Floats = gamma[question] - own / (information[question] - own_information)
+    return found
+
+
+def length_controlled(
+    pairs: Pairs, difficulty: Floats | None = None, *, confidence_level: float = 0.95
+) -> LengthControlled | None:
     """Estimate the win rate of B at equal length and style; None where the likelihood has no maximum.
 
     Parameters
     ----------
     pairs
         Of one pair of models, all with a verdict and known lengths.
+    difficulty
+        Shape (n,), of `difficulties`; left out where any is NaN. Their own error is not in the interval.
     confidence_level
         Of each interval, from the delta method on the log-odds scale with the sandwich covariance over questions.
     """
@@ -157,6 +235,11 @@ def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> Length
     if rows.has_position:
         columns.append(rows.position)
         names.append("position")
+    gamma = None
+    if difficulty is not None and not np.isnan(difficulty).any() and np.ptp(difficulty) > 0:
+        gamma = ((difficulty - difficulty.mean()) / difficulty.std())[rows.pair]
+        columns.append(gamma)
+        names.append("difficulty")
     for name, values in pairs.styles.items():
         total = values.sum(axis=1)
         if np.isnan(values).any() or not np.ptp(values[:, 1] - values[:, 0]):
@@ -174,20 +257,32 @@ def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> Length
         return _estimate(beta[at], float(np.sqrt(V[at, at])), n_units, len(pairs), confidence_level, what)
 
     by_name = {name: number for number, name in enumerate(names)}
-    on_logits = coefficient(0, "the win rate of B at equal length")
+    # The mean over questions of sigma(theta + psi gamma); its error by the delta method, on the scale of log odds.
+    level = beta[0] + (beta[by_name["difficulty"]] * gamma if gamma is not None else np.zeros(len(rows.pair)))
+    p, weight = special.expit(level), rows.weight / rows.weight.sum()
+    rate = float(weight @ p)
+    gradient = np.zeros(len(beta))
+    gradient[0] = weight @ (p * (1 - p))
+    if gamma is not None:
+        gradient[by_name["difficulty"]] = weight @ (p * (1 - p) * gamma)
+    error = float(np.sqrt(gradient @ V @ gradient))
+    on_logits = _estimate(
+        float(special.logit(rate)), error / (rate * (1 - rate)), n_units, len(pairs), confidence_level, "its log odds"
+    )
     assert on_logits.low is not None and on_logits.high is not None
-    rate = float(special.expit(beta[0]))
     win_rate = Estimate(
         estimate=rate,
         low=float(special.expit(on_logits.low)),
         high=float(special.expit(on_logits.high)),
         confidence_level=confidence_level,
-        method="logistic, tanh of standardised length, sandwich over questions",
+        method="logistic, tanh of standardised length"
+        + (", difficulty of the question" if gamma is not None else "")
+        + ", sandwich over questions",
         population=POPULATION,
         unit="questions",
         n=n_units,
         n_items=len(pairs),
-        standard_error=rate * (1 - rate) * float(np.sqrt(V[0, 0])),
+        standard_error=error,
         df=n_units - 1.0,
         quantity="the win rate of B at equal length",
     )
@@ -204,6 +299,9 @@ def length_controlled(pairs: Pairs, *, confidence_level: float = 0.95) -> Length
             for name, at in by_name.items()
             if name in pairs.styles
         ),
+        difficulty=coefficient(by_name["difficulty"], "the log odds of an easier question, for one SD")
+        if gamma is not None
+        else None,
     )
 
 

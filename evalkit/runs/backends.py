@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -206,6 +207,7 @@ def _open_foreign(spec: RunSpec) -> Backend:
         cached_prompt_logprobs=is_vllm and _has_cached_prompts(base, name, key),
         chat=chat,
         tokenizer=tokenizer,
+        guidance=_guidance(version) if chat else None,
     )
     fingerprint = fingerprint_folder(spec.model, tokenizer, dtype="served", tokenizer_name=spec.tokenizer)
     if fingerprint.weights_sha256 is None:
@@ -258,6 +260,15 @@ def _version(base: str, key: str | None) -> str | None:
     """vLLM's version; None for another server."""
     reply = _answer(lambda: get_json(f"{base}/version", key=key))
     return str(reply["version"]) if isinstance(reply, dict) and "version" in reply else None
+
+
+def _guidance(version: str | None) -> str | None:
+    """The field by which this version of vLLM holds an answer to given choices."""
+    if version is None:
+        return None
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    is_old = numbers is not None and (int(numbers[1]), int(numbers[2])) < (0, 11)
+    return "guided_choice" if is_old else "structured_outputs"
 
 
 def _has_cached_prompts(base: str, name: str, key: str | None) -> bool:

@@ -42,11 +42,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Ask for a text after `prompt` (token ids), or as the next message of a conversation (`messages`, JSON)."""
+    """Ask for a text after `prompt` (token ids), or as the next message of a conversation (`messages`, JSON).
+
+    With `choices` the text is one of them, and the log-probabilities of its first token are told; only servers with
+    `guidance` can do that.
+    """
 
     prompt: Tokens
     sampling: Sampling
     messages: str | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Answer:
         Of a generation.
     logprob, greedy
         Of a scoring: log-likelihood in nats, and whether greedy decoding would have given the continuation.
+    first_token
+        Of a choice among texts: log-probabilities in nats of the likeliest first tokens, by their text.
     finish_reason
         `stop` or `length`; None for a scoring.
     prompt_tokens, output_tokens
@@ -72,6 +79,7 @@ class Answer:
     text: str | None = None
     logprob: float | None = None
     greedy: bool | None = None
+    first_token: dict[str, float] | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None

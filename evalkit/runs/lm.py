@@ -169,9 +169,15 @@ class EvalLM(TemplateLM):  # type: ignore[misc]
 
     # -- What lm-eval asks ---------------------------------------------------------------------------------------
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Score each continuation after its context: (log-likelihood in nats, whether it is the greedy one)."""
-        pairs = self._encode_pairs([request.args for request in requests])
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False, *, keep_spaces: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Score each continuation after its context: (log-likelihood in nats, whether it is the greedy one).
+
+        With `keep_spaces` a context keeps the white space at its end, so that a label after a chat template's newline
+        is one token, for which the engines have cheaper ways.
+        """
+        pairs = self._encode_pairs([request.args for request in requests], keep_spaces=keep_spaces)
         self._check_prompts(requests, [c for c, _ in pairs], [len(k) for _, k in pairs], self.engine.max_scored)
         asked = [Scoring(*self._fit(context, continuation)) for context, continuation in pairs]
         answers = self._ask("loglikelihood", requests, asked, [_texts(request) for request in requests])
@@ -246,21 +252,36 @@ class EvalLM(TemplateLM):  # type: ignore[misc]
             )
         return [answer.text or "" for answer in self._ask("generate_until", requests, asked, shown)]
 
+    def choose(self, requests: Sequence[Instance], choices: Sequence[str], max_tokens: int) -> list[Answer]:
+        """Have one of `choices` written as the next message of each conversation, by a server with guidance."""
+        sampling = Sampling(max_tokens)
+        asked = [Generation((), sampling, _messages(one.args[0]), tuple(choices)) for one in requests]
+        return self._ask("generate_until", requests, asked, [{"context": one.args[0]} for one in requests])
+
     def _seeded(self, sampling: Sampling, item: tuple[str, int], occurrence: int) -> Sampling:
         """Give a draw its own seed, from run seed, item and repeat: K repeats are K different samples."""
         name = f"{self._seed}:{item[0]}:{item[1]}:{self._repeat}:{occurrence}"
         # 31 bits: every engine takes them.
         return replace(sampling, seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") >> 1)
 
-    def _encode_pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def _encode_pairs(
+        self, texts: Sequence[tuple[str, str]], *, keep_spaces: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
         """Split (context, continuation) into tokens as lm-eval does.
 
         Spaces at the end of the context belong to the continuation, and the whole is encoded in one piece, unless the
-        two are read by different halves of the model.
+        two are read by different halves of the model. Spaces are kept where the tokens of the context stay the same
+        before each of its continuations.
         """
+        joined: set[str] = set()
+        if keep_spaces:
+            encoded = self._encode(text for context, label in texts for text in (context, context + label))
+            joined = {c for c, k in texts if encoded[c + k][: len(encoded[c])] != encoded[c]}
         moved = []
         for context, continuation in texts:
             kept = context.rstrip() if context.strip() else ""
+            if keep_spaces and context not in joined:
+                kept = context
             moved.append((kept, context[len(kept) :] + continuation) if context else ("", continuation))
         apart = self.engine.encoder_decoder
         whole = self._encode(
@@ -387,8 +408,8 @@ def _messages(context: str) -> str:
 
 
 def _shown(request: Scoring | Generation) -> dict[str, Any]:
-    """Everything that defines a request, as plain values."""
-    return asdict(request)
+    """Everything that defines a request, as plain values; without the choices where the text is free."""
+    return {name: value for name, value in asdict(request).items() if name != "choices" or value}
 
 
 def _likelihood(answer: Answer) -> tuple[float, bool]:

@@ -30,6 +30,8 @@ FOREIGN_STOP_LIMIT: Final = 4
 # vLLM takes at most 128 ids in logprob_token_ids.
 _MAX_CHOICE_TOKENS: Final = 128
 _BOUND: Final = 1e-3
+# The most that OpenAI's API gives, and vLLM by default.
+_TOP_LOGPROBS: Final = 20
 _WRONG_SHAPE: Final = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 _Value = TypeVar("_Value")
 
@@ -62,6 +64,9 @@ class ServedEngine:
         its own search does not see those.
     bound
         Of the probe; see `ProbedScoring`.
+    guidance
+        The field by which the server holds a text to given choices: `structured_outputs`, or `guided_choice` of vLLM
+        before 0.11; None where it cannot.
     """
 
     def __init__(
@@ -77,12 +82,14 @@ class ServedEngine:
         all_parameters: bool = False,
         tokenizer: Any = None,
         bound: float = _BOUND,
+        guidance: str | None = None,
     ) -> None:
         self.client, self.model = client, model
         self.max_length = max_length
         # The server generates one token after each scored prompt.
         self.max_scored = max_length - 1
         self.encoder_decoder = False
+        self.guidance = guidance
         self._stop_limit, self._chat, self._all_parameters = stop_limit, chat, all_parameters
         special = special_tokens(tokenizer) if all_parameters and tokenizer is not None else {}
         self._stops = functools.cache(lambda strings: stops_of(strings, special))
@@ -280,6 +287,7 @@ class ServedEngine:
                 text, cut = _cut(_of(str, text) or "", stops)
                 return Answer(
                     text=text,
+                    first_token=_first_token(choice) if request.choices else None,
                     finish_reason="stop" if cut else _of(str, choice.get("finish_reason")),
                     prompt_tokens=_of(int, usage.get("prompt_tokens")),
                     output_tokens=_of(int, usage.get("completion_tokens")),
@@ -325,6 +333,14 @@ class ServedEngine:
             body |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        if request.choices:
+            choices = list(request.choices)
+            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+            body |= (
+                {"guided_choice": choices}
+                if self.guidance == "guided_choice"
+                else {"structured_outputs": {"choice": choices}}
+            )
         if request.messages is not None:
             return "/v1/chat/completions", body | {"messages": json.loads(request.messages)}
         return "/v1/completions", body | {"prompt": request.prompt}
@@ -338,6 +354,18 @@ def _cut(text: str, stops: Stops) -> tuple[str, bool]:
         text = without_special(text, stops.special)
     text, cut_again = cut_at_stop(text, stops.strings)
     return text, cut or cut_again
+
+
+def _first_token(choice: Any) -> dict[str, float] | None:
+    """Log-probabilities of the first token of a chat's answer, by text; None where the server does not tell them."""
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        return None
+    found: dict[str, float] = {}
+    for one in content[0]["top_logprobs"]:
+        # The likeliest comes first; others can have the same text where it is a part of a character.
+        found.setdefault(str(one["token"]), float(one["logprob"]))
+    return found
 
 
 def _scored(reply: Reply, context: Tokens, logprobs: Sequence[Any], greedy: bool) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -29,7 +30,8 @@ from tests.runs.stub_server import StubServer, refuses
 
 def spec(model, out, prompt="pairwise", **more):
     own = {name: more.pop(name) for name in ("repeats", "reasons", "max_tokens") if name in more}
-    return JudgeSpec(RunSpec(model=str(model), out=out, dtype="float32", **more), load_prompt(prompt), **own)
+    more = {"dtype": "float32"} | more
+    return JudgeSpec(RunSpec(model=str(model), out=out, **more), load_prompt(prompt), **own)
 
 
 def answer_files(folder, n=20):
@@ -217,6 +219,36 @@ def test_a_judge_on_a_chat_server_writes_and_is_parsed(tmp_path):
     assert "calls have no verdict" in judge.warnings[0]
 
 
+@pytest.mark.parametrize(("version", "field"), [("0.32.0", "structured_outputs"), ("0.10.1", "guided_choice")])
+def test_a_chat_server_that_can_hold_the_judge_to_its_labels_does(tmp_path, version, field):
+    pairs = few_pairs(tmp_path, 10)
+    with StubServer(version=version) as stub:
+        engine = RunSpec(model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat")
+        found = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        sent = stub.bodies
+        again = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
+        assert len(stub.bodies) == len(sent) == 20 and again.table.equals(found.table)
+    assert all(field in body and body["top_logprobs"] == 20 for body in sent)
+    assert "Reply with one letter only" in sent[0]["messages"][-1]["content"]
+    assert found.n_failed == 0 and found.label_mass is None
+    for row in found.table.to_pylist():
+        logprobs = json.loads(row["raw"])
+        shares = {name: math.exp(value) / sum(map(math.exp, logprobs.values())) for name, value in logprobs.items()}
+        second = shares["B"] + shares["C"] / 2
+        assert row["preference"] == pytest.approx(second if row["order"] == "ab" else 1 - second, abs=1e-5)
+    record = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert record["verdicts_by"] == "guided decoding"
+
+
+def test_labels_of_several_tokens_are_chosen_without_a_preference(tmp_path):
+    prompt = load_prompt("pairwise")
+    prompt = replace(prompt, verdicts={"A": "first", "AB": "second"})
+    with StubServer(version="0.32.0") as stub:
+        engine = RunSpec(model="stub", out=tmp_path / "out", backend="openai", base_url=stub.address, endpoint="chat")
+        found = judge_pairs(JudgeSpec(engine, prompt, repeats=0), few_pairs(tmp_path, 4))
+    assert found.n_failed == 0 and set(found.table.column("preference").to_pylist()) == {None}
+
+
 def test_a_request_that_fails_is_asked_again_by_the_same_command(tmp_path):
     troubled = [True]
 
@@ -240,8 +272,10 @@ def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(demo_model, t
     # Right against wrong answers to 100 generated questions.
     pairs = probe_pairs(100)
     wrong = tuple(one for one in pairs.pairs if one.a.task == "wrong fact")
-    found = judge_pairs(spec(demo_model, tmp_path / "out"), replace(pairs, pairs=wrong))
+    found = judge_pairs(spec(demo_model, tmp_path / "out", dtype="bfloat16"), replace(pairs, pairs=wrong))
     assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
+    record = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert set(record["engine"]["scoring"]) == {"one_token"}, "one forward pass has the probabilities of all labels"
     judge = audit(found.table).judges[0]
     assert judge.position.sign == "biased"
     assert judge.position.direction_test.p_value < 1e-6

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import statsmodels.api as sm
-from scipy import special
+from scipy import optimize, special, stats
 
 from evalkit import tables
-from evalkit.judges.length import fit_logistic, verbosity
+from evalkit.judges.length import difficulties, fit_logistic, length_controlled, verbosity
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.style import looks, marks
 from tests.judges.simulated import judge_table
@@ -57,6 +58,87 @@ def test_a_planted_preference_for_length_is_within_its_interval_in_95_percent_of
     assert hits(lambda one: one.prefers_longer, longer) >= FEWEST
     assert hits(lambda one: one.beyond_humans, beyond) >= FEWEST
     assert hits(lambda one: one.controlled[0].win_rate, even) >= FEWEST
+
+
+def leaderboard(n_questions=40, n_models=8, *, seed=0, phi=1.0, spread=1.5):
+    """Models against one baseline on the same questions, some of them easier to win: the verdicts, and the true rates.
+
+    Longer by 300 characters on average, all models gain by it.
+    """
+    rng = np.random.default_rng(seed)
+    gamma, theta = spread * rng.normal(size=n_questions), np.linspace(-1.5, 1.5, n_models)
+    rows = []
+    for m in range(n_models):
+        gap = np.round(rng.normal(300, 400, size=n_questions))
+        won = rng.random(n_questions) < special.expit(theta[m] + gamma + phi * np.tanh(gap / gap.std()))
+        rows += [{"judge": "j", "pair_id": f"{m} {x}", "doc_hash": f"{x}", "order": None, "repeat": 0,
+                  "model_a": "base", "model_b": f"m{m}", "winner": "ab"[int(won[x])], "length_a": 1000,
+                  "length_b": 1000 + int(gap[x])} for x in range(n_questions)]  # fmt: skip
+    # Over the questions that there could be.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    rates = special.expit(theta[:, None] + spread * nodes) @ weights / weights.sum()
+    return pairs_of(tables.from_rows(tables.VERDICTS, rows))["j"], rates
+
+
+def test_difficulties_are_the_joint_maximum_without_the_model_itself():
+    pairs, _ = leaderboard()
+    length = np.empty(len(pairs))
+    model = np.unique(pairs.model_b.astype(str), return_inverse=True)[1]
+    gap = pairs.lengths[:, 1] - pairs.lengths[:, 0]
+    for m in range(8):
+        length[model == m] = np.tanh(gap[model == m] / gap[model == m].std())
+
+    def logit(z):
+        return z[model] + z[8 + model] * length + z[16 + pairs.cluster]
+
+    def loss(z):
+        eta = logit(z)
+        return np.sum(np.logaddexp(0, eta) - pairs.win * eta) + 0.005 * z[:16] @ z[:16] + 0.5 * z[16:] @ z[16:]
+
+    best = optimize.minimize(loss, np.zeros(16 + 40), options={"gtol": 1e-8}).x
+    p = special.expit(logit(best))
+    w = p * (1 - p)
+    others = np.bincount(pairs.cluster, w)[pairs.cluster] - w + 1
+    assert difficulties(pairs) == pytest.approx(best[16 + pairs.cluster] - (pairs.win - p) / others, abs=0.01)
+
+
+def test_few_models_have_no_difficulties():
+    pairs, _ = leaderboard(n_models=5)
+    assert np.isnan(difficulties(pairs)).all()
+    assert all(one.difficulty is None for one in verbosity(pairs).controlled)
+
+
+def test_the_rate_with_difficulties_and_its_error_are_those_of_statsmodels():
+    pairs, _ = leaderboard(200)
+    gamma = difficulties(pairs)
+    mine = pairs.model_b == "m2"
+    one, gamma = pairs.take(mine), gamma[mine]
+    found = length_controlled(one, gamma)
+    gap = one.lengths[:, 1] - one.lengths[:, 0]
+    gamma = (gamma - gamma.mean()) / gamma.std()
+    X = np.column_stack([np.ones(len(one)), np.tanh(gap / gap.std()), gamma])
+    fit = sm.GLM(one.win, X, family=sm.families.Binomial()).fit(cov_type="HC0")
+
+    def rate(beta):
+        return special.expit(beta[0] + beta[2] * gamma).mean()
+
+    slope = optimize.approx_fprime(fit.params, rate, 1e-7)
+    error = np.sqrt(slope @ fit.cov_params() @ slope * 200 / 199)
+    assert found.win_rate.estimate == pytest.approx(rate(fit.params), abs=1e-7)
+    assert found.win_rate.standard_error == pytest.approx(error, rel=1e-4)
+    assert found.difficulty.estimate == pytest.approx(fit.params[2], abs=1e-6)
+
+
+def test_rates_at_equal_length_are_within_their_intervals_where_questions_differ():
+    hits, errors = [], []
+    for seed in range(25):
+        pairs, rates = leaderboard(300, seed=seed)
+        for one, rate in zip(verbosity(pairs).controlled, rates, strict=True):
+            hits.append(one.win_rate.low <= rate <= one.win_rate.high)
+            errors.append(one.win_rate.estimate - rate)
+    assert len(hits) == 200
+    assert sum(hits) >= stats.binom.ppf(0.001, 200, 0.95), sum(hits)
+    assert abs(np.mean(errors)) < 0.01
 
 
 def test_the_position_is_told_apart_from_the_length():

@@ -241,6 +241,9 @@ class StubServer:
         return self._next_token(body)
 
     def _chat(self, body: Any) -> Reply:
+        choices = (body.get("structured_outputs") or {}).get("choice") or body.get("guided_choice")
+        if choices and self.version is not None:
+            return self._choice(body["messages"], choices)
         return self._generation(body, body["messages"], "message")
 
     def _generation(self, body: Any, prompt: Any, kind: str) -> Reply:
@@ -253,6 +256,16 @@ class StubServer:
         choice = {"text": text} if kind == "text" else {"message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(kept)}
         return says({"choices": [{"index": 0, **choice, "finish_reason": reason}], "usage": usage})
+
+    def _choice(self, prompt: Any, choices: list[str]) -> Reply:
+        """One of the choices, whatever the model would rather write, and the log-probabilities of all of them."""
+        known = {one: -0.5 - _hash([prompt, one]) / 2**63 for one in choices}
+        best = max(known, key=lambda one: known[one])
+        likeliest = [{"token": "I", "logprob": -0.25}, *({"token": one, "logprob": known[one]} for one in choices)]
+        place = {"token": best, "logprob": known[best], "top_logprobs": likeliest}
+        choice = {"message": {"role": "assistant", "content": best}, "logprobs": {"content": [place]}}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
+        return says({"choices": [{"index": 0, **choice, "finish_reason": "stop"}], "usage": usage})
 
     def _echo(self, prompt: list[int]) -> Reply:
         """The prompt's log-probabilities and those of the one token that is generated; each with the likeliest."""
