@@ -491,10 +491,11 @@ def _winner(made: dict[str, Any], place: Trouble, troubles: list[Trouble]) -> st
         return "b"
     if said != "error":
         made["raw"] = made.get("raw") or (None if _missing(value) else str(value))
-    reason = (
-        "there is no verdict" if not said else "the verdict cannot be read" if said != "error" else "the judge failed"
-    )
-    troubles.append(Trouble(place.file, place.row, place.column, f"{reason} ({str(value)[:40]!r})", "error"))
+    if not said:
+        reason = "there is no verdict"
+    else:
+        reason = "the judge failed" if said == "error" else f"the verdict cannot be read ({str(value)[:40]!r})"
+    troubles.append(Trouble(place.file, place.row, place.column, reason, "error"))
     return "error"
 
 
