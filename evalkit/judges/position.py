@@ -320,10 +320,12 @@ def _excess(pairs: Pairs, confidence_level: float) -> tuple[Estimate | None, flo
     variance = parts[0][1] + parts[1][1]
     df = variance**2 / sum(part**2 / max(n - 1, 1) for _, part, n in parts)
     half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * math.sqrt(variance)
+    value = float(across.mean() - within.mean())
     return Estimate(
-        estimate=float(across.mean() - within.mean()),
-        low=max(centre - half, -1.0),
-        high=min(centre + half, 1.0),
+        estimate=value,
+        # The centre is drawn to zero; where everything contradicts itself, its interval would leave the estimate out.
+        low=max(min(centre - half, value), -1.0),
+        high=min(max(centre + half, value), 1.0),
         confidence_level=confidence_level,
         method="Agresti-Caffo, Welch",
         population=POPULATION,

@@ -195,6 +195,12 @@ def _check_columns(row: Row, columns: Mapping[str, str], path: Path) -> None:
 # -- Files as rows ---------------------------------------------------------------------------------------------------
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
     """All rows with their numbers, from 1; lines that are no JSON objects are listed."""
     name = path.name.lower()
@@ -210,9 +216,8 @@ def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
             content, name = zstandard.decompress(content), name.removesuffix(".zst")
         text = content.decode("utf-8-sig")
     except (OSError, pa.ArrowInvalid, UnicodeDecodeError, EOFError) as error:
-        lines = str(error).splitlines()
         raise InputError(
-            f"the file cannot be read ({lines[0] if lines else type(error).__name__})",
+            f"the file cannot be read ({_reason(error)})",
             where=str(path),
             do="Give JSON, JSON lines, CSV or Parquet",
         ) from None
