@@ -588,6 +588,7 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
         models.setdefault(row["pair_id"], set()).add(frozenset((row["model_a"], row["model_b"])))
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     kept = []
+    dropped_errors: Counter[tuple[str, int]] = Counter()
     for given in found:
         row, a, b = given, given["model_a"], given["model_b"]
         pair = (row["pair_id"], *sorted((a, b)))
@@ -607,10 +608,22 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
             )
             hint = "" if row.get("repeat") is not None else " (a column `repeat` would make it a repetition)"
             troubles.append(Trouble(file, number, "pair_id", f"{what}{hint}"))
+            dropped_errors[file, number] += row["winner"] == "error"
             continue
         seen[key] = row
         kept.append(row | {"repeat": row.get("repeat") or 0})
+    if dropped_errors:
+        troubles[:] = [one for one in troubles if not _is_dropped(one, dropped_errors)]
     return kept
+
+
+def _is_dropped(trouble: Trouble, dropped_errors: Counter[tuple[str, int]]) -> bool:
+    """Whether it is of a verdict that could not be read and was then dropped; each such verdict counts once."""
+    place = trouble.file, trouble.row
+    if trouble.kept_as != "error" or dropped_errors[place] <= 0:
+        return False
+    dropped_errors[place] -= 1
+    return True
 
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:
