@@ -1286,7 +1286,8 @@ JudgeBaseUrlOption = Annotated[
 JudgeEndpointOption = Annotated[
     str | None,
     typer.Option(
-        help="completions (it chooses by log-probabilities; needs its tokenizer) or chat (it writes its verdict).",
+        help="completions (it chooses by log-probabilities; needs its tokenizer) or chat (it writes one of "
+        "the labels where the server can hold it to them, else its text is parsed).",
         rich_help_panel=_JUDGE,
     ),
 ]

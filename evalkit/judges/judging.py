@@ -179,7 +179,8 @@ def _begin(spec: JudgeSpec, pairs: AnswerPairs, *, overwrite: bool) -> dict[str,
         plain = json.loads(json.dumps(wanted))
         if before.get("settings") == plain:
             return before
-        if not overwrite:
+        # Where the judge could not even be reached, there is nothing to lose.
+        if not overwrite and any((out / name).exists() for name in (JOURNAL, VERDICTS)):
             known = before.get("settings") or {}
             differ = ", ".join(key for key in plain if known.get(key) != plain[key])
             raise SpecError(

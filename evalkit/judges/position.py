@@ -182,7 +182,7 @@ def position_bias(
     lead = _lead(known)
     codes, sizes = cluster_codes(cluster, len(known))
     bias = _named(t_interval(lead, codes, sizes, **level), "the lead of the first position, P(first) - P(second)")
-    bias = mended(bias, lead)
+    bias = _bounded(mended(bias, lead))
     direction, test = _direction(first, second, known.cluster, confidence_level)
     excess, excess_p = _excess(pairs, confidence_level)
     noise = _noise(pairs, confidence_level)
@@ -234,6 +234,13 @@ def _lead(pairs: Pairs) -> Floats:
     return found
 
 
+def _bounded(found: Estimate) -> Estimate:
+    """No difference of two proportions is beyond -1 or 1, though a t interval of few pairs is."""
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
+
+
 def mended(found: Estimate, values: Floats, bounds: tuple[float, float] = (-1.0, 1.0)) -> Estimate:
     """Give an interval where all values are alike: the share of others, bounded exactly, times how far they could be.
 
@@ -272,7 +279,8 @@ def _direction(
         return replace(_named(found, what), unit="pairs"), test
     difference = first.astype(float) - second
     codes, sizes = cluster_codes(cluster, n)  # type: ignore[arg-type]
-    found = _named(mended(t_interval(difference, codes, sizes, confidence_level=confidence_level), difference), what)
+    found = t_interval(difference, codes, sizes, confidence_level=confidence_level)
+    found = _named(_bounded(mended(found, difference)), what)
     try:
         test = replace(
             sign_flip(difference, cluster=cluster),  # type: ignore[arg-type]
@@ -320,10 +328,12 @@ def _excess(pairs: Pairs, confidence_level: float) -> tuple[Estimate | None, flo
     variance = parts[0][1] + parts[1][1]
     df = variance**2 / sum(part**2 / max(n - 1, 1) for _, part, n in parts)
     half = float(stats.t.ppf((1 + confidence_level) / 2, df)) * math.sqrt(variance)
+    value = float(across.mean() - within.mean())
     return Estimate(
-        estimate=float(across.mean() - within.mean()),
-        low=max(centre - half, -1.0),
-        high=min(centre + half, 1.0),
+        estimate=value,
+        # The centre is drawn to zero; where everything contradicts itself, its interval would leave the estimate out.
+        low=max(min(centre - half, value), -1.0),
+        high=min(max(centre + half, value), 1.0),
         confidence_level=confidence_level,
         method="Agresti-Caffo, Welch",
         population=POPULATION,

@@ -76,7 +76,8 @@ class Finding(Result):
     p_value, p_adjusted
         That it is zero (sign flips over questions), alone and of all lines together (Holm).
     sign
-        biased, no sign with adequate power, or underpowered; of ability: `sees it` or `no better than chance`.
+        biased, no sign with adequate power, or underpowered; of ability: `sees it`, `no better than chance` where the
+        interval leaves less than the smallest bias that matters, or underpowered.
     conflict
         Share of these pairs on which the position won twice.
     """
@@ -259,7 +260,7 @@ def card(table: pa.Table, *, smallest_bias: float = SMALLEST_BIAS, confidence_le
     findings = []
     for kind in KINDS:
         if kind == "wrong fact":
-            sign = "sees it" if able else "no better than chance"
+            sign = _ability(effects[kind], able=able, smallest=smallest_bias)
         else:
             sign = _sign(kind, effects[kind], adjusted[kind], conflicts[kind], smallest_bias, 1 - confidence_level)
         findings.append(
@@ -267,7 +268,12 @@ def card(table: pa.Table, *, smallest_bias: float = SMALLEST_BIAS, confidence_le
         )
     warnings = list(position.warnings)
     if not able:
-        warnings.append("the judge does not tell right from wrong answers here: it should judge nothing")
+        unable = any(one.sign == "no better than chance" for one in findings)
+        warnings.append(
+            "the judge does not tell right from wrong answers here: it should judge nothing"
+            if unable
+            else "it is not shown that the judge tells right from wrong answers: give more --questions"
+        )
     if max(conflicts[kind] for kind in ("padded", "flattery")) > UNINFORMATIVE:
         warnings.append("most verdicts follow the position, so that other biases cannot show")
     return Card(
@@ -309,6 +315,12 @@ def _effect(kind: str, values: np.ndarray, confidence_level: float) -> Estimate:
 
 def _conflict(of: Pairs) -> float:
     return float((np.abs(of.first[:, 0] - of.first[:, 1]) == 2).mean())
+
+
+def _ability(effect: Estimate, *, able: bool, smallest: float) -> str:
+    if able:
+        return "sees it"
+    return "no better than chance" if effect.high is not None and effect.high < smallest else "underpowered"
 
 
 def _sign(kind: str, effect: Estimate, p: float, conflict: float, smallest_bias: float, alpha: float) -> Sign:

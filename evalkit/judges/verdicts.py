@@ -195,6 +195,12 @@ def _check_columns(row: Row, columns: Mapping[str, str], path: Path) -> None:
 # -- Files as rows ---------------------------------------------------------------------------------------------------
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
     """All rows with their numbers, from 1; lines that are no JSON objects are listed."""
     name = path.name.lower()
@@ -210,9 +216,8 @@ def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
             content, name = zstandard.decompress(content), name.removesuffix(".zst")
         text = content.decode("utf-8-sig")
     except (OSError, pa.ArrowInvalid, UnicodeDecodeError, EOFError) as error:
-        lines = str(error).splitlines()
         raise InputError(
-            f"the file cannot be read ({lines[0] if lines else type(error).__name__})",
+            f"the file cannot be read ({_reason(error)})",
             where=str(path),
             do="Give JSON, JSON lines, CSV or Parquet",
         ) from None
@@ -491,10 +496,11 @@ def _winner(made: dict[str, Any], place: Trouble, troubles: list[Trouble]) -> st
         return "b"
     if said != "error":
         made["raw"] = made.get("raw") or (None if _missing(value) else str(value))
-    reason = (
-        "there is no verdict" if not said else "the verdict cannot be read" if said != "error" else "the judge failed"
-    )
-    troubles.append(Trouble(place.file, place.row, place.column, f"{reason} ({str(value)[:40]!r})", "error"))
+    if not said:
+        reason = "there is no verdict"
+    else:
+        reason = "the judge failed" if said == "error" else f"the verdict cannot be read ({str(value)[:40]!r})"
+    troubles.append(Trouble(place.file, place.row, place.column, reason, "error"))
     return "error"
 
 
@@ -582,6 +588,7 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
         models.setdefault(row["pair_id"], set()).add(frozenset((row["model_a"], row["model_b"])))
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     kept = []
+    dropped_errors: Counter[tuple[str, int]] = Counter()
     for given in found:
         row, a, b = given, given["model_a"], given["model_b"]
         pair = (row["pair_id"], *sorted((a, b)))
@@ -601,10 +608,22 @@ def _settled(found: Sequence[dict[str, Any]], troubles: list[Trouble]) -> list[d
             )
             hint = "" if row.get("repeat") is not None else " (a column `repeat` would make it a repetition)"
             troubles.append(Trouble(file, number, "pair_id", f"{what}{hint}"))
+            dropped_errors[file, number] += row["winner"] == "error"
             continue
         seen[key] = row
         kept.append(row | {"repeat": row.get("repeat") or 0})
+    if dropped_errors:
+        troubles[:] = [one for one in troubles if not _is_dropped(one, dropped_errors)]
     return kept
+
+
+def _is_dropped(trouble: Trouble, dropped_errors: Counter[tuple[str, int]]) -> bool:
+    """Whether it is of a verdict that could not be read and was then dropped; each such verdict counts once."""
+    place = trouble.file, trouble.row
+    if trouble.kept_as != "error" or dropped_errors[place] <= 0:
+        return False
+    dropped_errors[place] -= 1
+    return True
 
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from evalkit.judges.agreement import Agreement
@@ -39,7 +40,8 @@ def render_collected(collected: Collected, console: Any, *, n_shown: int = _SHOW
     for why, count in collected.counts().items():
         _print(console, f"  {count:,} {why}")
     for one in collected.troubles[:n_shown]:
-        _print(console, f"    {one}")
+        # Of one file it was said above which.
+        _print(console, f"    {one}" if len(collected.formats) > 1 else f"    {one}".replace(f"{one.file}, ", "", 1))
     if len(collected.troubles) > n_shown:
         _print(console, f"    {len(collected.troubles) - n_shown:,} more (--json lists all)")
 
@@ -108,7 +110,7 @@ def _judge(one: JudgeAudit, console: Any) -> None:
     _heading(f"Judge {one.judge}: {one.n_calls:,} calls, {one.n_failed:,} without a verdict", console)
     _position(one.position, console)
     for slices, what in ((one.by_task, "task"), (one.by_models, "models"), (one.by_gap, "gap between the answers")):
-        if slices:
+        if any(of.position.n_both for of in slices):
             console.print(_slices(slices, what))
     _verbosity(one, console)
     _self_preference(one, console)
@@ -132,10 +134,21 @@ def _judge(one: JudgeAudit, console: Any) -> None:
         _print(console, one.results[0].sentence())
     else:
         _print(console, one.results[0].sentence().split(" After both orders")[0])
-    notes = [*one.warnings, *one.verbosity.warnings]
-    notes += [f"{r.model_b} against {r.model_a}: {w}" for r in one.results[:_MOST_RESULTS] for w in r.warnings]
-    for warning in notes:
+    for warning in (*one.warnings, *one.verbosity.warnings, *_notes(one.results)):
         _print(console, f"note: {warning}")
+
+
+def _notes(results: tuple[PairResult, ...]) -> list[str]:
+    """What to know of the results; what is true of many pairs of models but for a number is said once."""
+    alike: dict[str, list[str]] = {}
+    for one in results:
+        for warning in one.warnings:
+            of = f"{one.model_b} against {one.model_a}: {warning}"
+            alike.setdefault(re.sub(r"[\d,.]+", "", warning), []).append(of)
+    return [
+        first + (f"; alike for {len(others)} more pairs of models (--json lists all)" if others else "")
+        for first, *others in alike.values()
+    ]
 
 
 def _self_preference(one: JudgeAudit, console: Any) -> None:
@@ -207,37 +220,40 @@ def _verbosity(one: JudgeAudit, console: Any) -> None:
 
 
 def _agreement(found: Agreement, what: str, console: Any) -> None:
-    cohen = "" if found.cohen is None else f", Cohen {_number(found.cohen)}"
+    cohen = "" if found.cohen is None else f"Cohen {_number(found.cohen)}, "
     raters = " and ".join(found.raters) if len(found.raters) < 4 else f"{len(found.raters)} raters"
+    _print(console, f"{raters}, {what}: agree on {_share(found.raw)} of {found.n:,}")
     _print(
         console,
-        f"{raters}, {what}: agree on {_share(found.raw)} of {found.n:,}{cohen}, Fleiss"
-        f" {_number(found.fleiss)}, Krippendorff {_number(found.krippendorff)}, Gwet AC1 {_number(found.gwet)}",
+        f"  {cohen}Fleiss {_number(found.fleiss)}, Krippendorff {_number(found.krippendorff)}, Gwet AC1"
+        f" {_number(found.gwet)}",
     )
 
 
 def _results(results: tuple[PairResult, ...]) -> Any:
-    table = _table(
-        "B against A, win rate of B",
-        "pairs",
-        "A first",
-        "B first",
-        "if consistent",
-        "corrected",
-        "at equal length",
-        "p (Holm)" if len(results) > 1 else "p",
-    )
-    for one in results:
-        table.add_row(
-            f"{one.model_b} / {one.model_a}",
-            f"{one.n_used:,}",
+    names = ["A first", "B first", "if consistent", "corrected", "by probabilities", "at equal length"]
+    names.append("p (Holm)" if len(results) > 1 else "p")
+    rows = [
+        [
             *("" if rate is None else f"{100 * rate.estimate:.1f}%" for rate in (one.a_first, one.b_first)),
             *(
                 "" if rate is None else _share(rate)
-                for rate in (one.if_consistent, one.corrected, one.length_controlled)
+                for rate in (
+                    one.if_consistent,
+                    one.corrected,
+                    one.soft if one.if_consistent is None else None,
+                    one.length_controlled,
+                )
             ),
             "" if one.p_adjusted is None else p_text(one.p_adjusted),
-        )
+        ]
+        for one in results
+    ]
+    # Without known orders, or without lengths, there is nothing to say in some columns.
+    told = [at for at in range(len(names)) if any(row[at] for row in rows)]
+    table = _table("B against A, win rate of B", "pairs", *(names[at] for at in told))
+    for one, row in zip(results, rows, strict=True):
+        table.add_row(f"{one.model_b} / {one.model_a}", f"{one.n_used:,}", *(row[at] for at in told))
     return table
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from evalkit import tables
-from evalkit.errors import SpecError
+from evalkit.errors import ModelError, SpecError
 from evalkit.judges.answers import pair_answers, read_answers
 from evalkit.judges.audit import audit
 from evalkit.judges.judging import JudgeSpec, judge_pairs
@@ -84,6 +84,13 @@ def test_the_same_command_asks_nothing_again(tiny_model, tmp_path):  # noqa: F81
         judge_pairs(spec(tiny_model, tmp_path / "out", "pairwise-reference"), pairs)
     again = judge_pairs(spec(tiny_model, tmp_path / "out", "pairwise-reference"), pairs, overwrite=True)
     assert again.n_calls == first.n_calls
+
+
+def test_a_judge_that_could_not_be_loaded_leaves_nothing_in_the_way(tiny_model, tmp_path):  # noqa: F811
+    pairs = few_pairs(tmp_path, 2)
+    with pytest.raises(ModelError, match="no such folder"):
+        judge_pairs(spec("/no/such/judge", tmp_path / "out"), pairs)
+    assert judge_pairs(spec(tiny_model, tmp_path / "out"), pairs).n_failed == 0
 
 
 def test_a_judge_that_writes_nonsense_fails_and_stays_in_the_table(tiny_model, tmp_path):  # noqa: F811

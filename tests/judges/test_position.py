@@ -139,6 +139,16 @@ def test_pairs_of_one_question_are_one_cluster():
     assert ten.direction_test.p_value == pytest.approx(exact, rel=1e-9)
 
 
+def test_no_interval_of_few_pairs_leaves_what_is_possible():
+    rows = [("p", "ab", 0, "a"), ("p", "ba", 0, "b"), ("q", "ab", 0, "a"), ("q", "ba", 0, "a"), ("r", "ab", 0, "b"),
+            ("r", "ba", 0, "b")]  # fmt: skip
+    found = position_bias(verdicts(*rows))
+    assert -1 <= found.bias.low <= found.bias.estimate <= found.bias.high <= 1
+    all_first = [(str(n), order, r, order[0]) for n in range(10) for order in ("ab", "ba") for r in (0, 1)]
+    found = position_bias(verdicts(*all_first))
+    assert found.excess.low <= found.excess.estimate == 1 <= found.excess.high
+
+
 def test_pairs_in_one_order_say_nothing_and_are_counted():
     pairs = verdicts(("p", "ab", 0, "a"), ("q", "ab", 0, "a"), ("q", "ba", 0, "error"), ("r", None, 0, "b"))
     found = position_bias(pairs)

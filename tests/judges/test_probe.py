@@ -67,6 +67,9 @@ def test_a_good_judge_gets_a_clean_card():
 def test_few_questions_cannot_show_that_a_bias_is_absent():
     found = card(judged(good, n=12, repeats=(0, 1)))
     assert signs(found)["padded"] == "underpowered"
+    found = card(judged(lambda kind, order, n: order[0], n=12, repeats=(0, 1)))
+    assert signs(found)["wrong fact"] == "underpowered"
+    assert any("give more --questions" in one for one in found.warnings)
 
 
 @pytest.mark.parametrize("kind", ["padded", "flattery"])

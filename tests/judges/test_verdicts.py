@@ -83,6 +83,11 @@ def test_a_call_that_stands_there_twice_is_counted_and_repeats_are_not(tmp_path)
     assert winners(twice) == [("p1", "ab", "a")]
     reasons = [one.reason for one in twice.troubles]
     assert reasons[0].startswith("the same verdict") and reasons[1].startswith("another verdict")
+    bad = read_verdicts([lines(tmp_path / "u.jsonl", [row(winner="?"), row(winner="?"), row("p2")])])
+    assert bad.counts() == {
+        "error: the verdict cannot be read": 1,
+        "dropped: the same verdict stands there before": 1,
+    }, "a row that is dropped is not kept as an error, too"
     repeated = read_verdicts([lines(tmp_path / "w.jsonl", [row(repeat=0), row(repeat=1, winner="b")])])
     assert len(winners(repeated)) == 2 and not repeated.troubles
 

@@ -98,3 +98,11 @@ def test_labels_of_raters_and_a_judges_own_family_are_options(tmp_path, table):
     assert "The ceiling, humans among each other" in text
     assert "self-preference: judge, b-model wins" in text
     assert "no JUDGE=MODEL" in str(invoke("--verdicts", table, "--own", "judge").exception)
+
+
+def test_a_leaderboard_prints_what_is_known_and_each_note_once(data_dir):
+    text = invoke("--verdicts", data_dir / "judges" / "alpaca_eval_verdicts.jsonl.gz").output
+    assert "first twice" not in text, "no order is known, so there is no table of them"
+    assert "if consistent" not in text and "by probabilities" in text and "at equal length" in text
+    assert text.count("nobody knows which answer was shown first: nothing is corrected") == 2, "once for each judge"
+    assert "alike for 14 more pairs of models" in text
