@@ -399,9 +399,9 @@ def _warnings_of_family(tasks: Sequence[TaskComparison], *, sequential: bool, ho
         level = tasks[0].subsets["all"].decision.estimate.confidence_level
         alpha = 1 - tasks[0].subsets["all"].difference.confidence_level
         found.append(
-            f"the {len(tasks)} tasks are one family: single tasks' verdicts are by {100 * level:.4g}% intervals, which "
-            f"hold all at once, and p is {how} (it can be below {alpha:.3g} where such an interval holds zero); the "
-            "overall verdict is one question more and is not adjusted"
+            f"the {len(tasks)} tasks are one family: single tasks have {100 * level:.4g}% intervals, which hold all at "
+            f"once and on which the verdicts rest, and p is {how} (it can be below {alpha:.3g} where such an interval "
+            f"holds zero); the overall verdict is one question more and is not adjusted: {100 * (1 - alpha):.4g}%"
         )
     if sequential and (unbounded := [one.task for one in tasks if one.sequential is None]):
         found.append(f"not compared item by item, because scores are not from 0 to 1: {', '.join(unbounded)}")
@@ -522,7 +522,7 @@ def _item_pairs(task: str, pairs: pd.DataFrame) -> list[ItemPair]:
 
 
 def _sentence(comparison: Comparison, result: SubsetResult) -> str:
-    decision, difference = result.decision, result.difference
+    decision, difference = result.decision, result.decision.estimate
     a, b = comparison.name_a, comparison.name_b
     margin = decision.rule.margin
     within = f"{points(margin)[1:]} points" if margin is not None else ""
@@ -549,7 +549,7 @@ def _sentence(comparison: Comparison, result: SubsetResult) -> str:
 def _interval(difference: Estimate) -> str:
     if difference.low is None or difference.high is None:
         return "no interval"
-    return f"{difference.confidence_level:.0%} interval {points(difference.low)} to {points(difference.high)}"
+    return f"{100 * difference.confidence_level:.4g}% interval {points(difference.low)} to {points(difference.high)}"
 
 
 def _of_these_seeds(comparison: Comparison) -> str | None:

@@ -30,7 +30,7 @@ from evalkit.stats.discordance import mcnemar
 from evalkit.stats.macro import THESE_TASKS, macro_mean, macro_of_shared_items
 from evalkit.stats.multiple import holm, max_t
 from evalkit.stats.paired import paired_difference, unpaired_difference
-from evalkit.stats.permutation import sign_flip
+from evalkit.stats.permutation import mean_difference_test
 from evalkit.stats.results import Estimate, Result, TestResult
 from evalkit.stats.sequential import SequentialComparison, sequential_comparison
 
@@ -246,13 +246,13 @@ def _decision(at: Any, rule: DecisionRule, family: int) -> Decision:
 
 
 def _test(a: Floats, b: Floats, cluster: list[str] | None) -> TestResult | None:
-    """McNemar's test where items are independent and right or wrong, else sign flips."""
+    """McNemar's test where items are independent and right or wrong, else of a mean difference of zero."""
     if cluster is not None and len(set(cluster)) == len(cluster):
         cluster = None
     if cluster is None and np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         return mcnemar(a, b)
     try:
-        return sign_flip(b - a, cluster=cluster)
+        return mean_difference_test(b - a, cluster=cluster)
     except InputError:  # too few clusters: the interval says so
         return None
 

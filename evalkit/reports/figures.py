@@ -79,8 +79,8 @@ def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) 
     axes.plot([100 * difference.estimate], [height], marker=marker, markersize=6, color=colour, markerfacecolor=face)
     interval = (
         "no interval"
-        if difference.low is None or difference.high is None
-        else f"{points(difference.low)} to {points(difference.high)}"
+        if decisive.low is None or decisive.high is None
+        else f"{points(decisive.low)} to {points(decisive.high)}"
     )
     axes.text(
         1.02,

@@ -118,7 +118,7 @@ def _cells(result: SubsetResult, *, several: bool) -> tuple[str, ...]:
         result.subset,
         f"{result.n_items:,}",
         *("" if score is None else f"{100 * score:.1f}" for score in (result.score_a, result.score_b)),
-        _points(result.difference),
+        _points(result.decision.estimate),
         p_text(result.test.p_value) if result.test else "",
         *([adjusted] if several else []),
         result.verdict,

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from scipy import special
 
 from evalkit.errors import InputError, SpecError
+from evalkit.stats.arrays import vector
 from evalkit.stats.clusters import MIN_CLUSTERS, Floats, Ints, cluster_codes, t_interval
-from evalkit.stats.means import finite, mean_score
+from evalkit.stats.proportions import mean_of_answers
 from evalkit.stats.results import Estimate
 
 BootstrapMethod = Literal["percentile", "basic", "bca", "studentised"]
@@ -82,7 +83,7 @@ def bootstrap_mean(
     SpecError
         The method, the weights or the numbers make no sense.
     """
-    of = finite(values)
+    of = vector(values, "values")
     codes, sizes = cluster_codes(cluster, len(of))
     rows = np.column_stack([np.bincount(codes, weights=of, minlength=len(sizes)), sizes])
     unit = "clusters" if len(sizes) < len(of) else "items"
@@ -91,7 +92,7 @@ def bootstrap_mean(
     if found.low is not None:
         return found
     if np.isin(of, (0.0, 1.0)).all():
-        other = mean_score(of, cluster=cluster, confidence_level=confidence_level)
+        other = mean_of_answers(of, cluster, confidence_level=confidence_level)
     else:
         other = t_interval(of, codes, sizes, confidence_level=confidence_level)
     warning = f"the {method} bootstrap gives no interval for these scores; this is {other.method}"
@@ -124,7 +125,7 @@ def bootstrap_ratio(
     SpecError
         As in `bootstrap_mean`.
     """
-    rows = np.column_stack([finite(numerators), finite(denominators)])
+    rows = np.column_stack([vector(numerators, "numerators"), vector(denominators, "denominators")])
     if not (rows[:, 1] > 0).all():
         raise InputError("a denominator is not positive", do="Leave out units without a denominator")
     return replace(
@@ -268,36 +269,56 @@ def _ratio(
     if method not in ("percentile", "basic", "bca", "studentised"):
         raise SpecError(f"{method!r} is no bootstrap", do="Choose percentile, basic, bca or studentised")
     _check(len(rows), n_resamples, confidence_level, weights)
-    sums, sizes = rows.T
-    value = float(sums.sum() / sizes.sum())
-    # Against the ratio itself, so that no digits are lost in differences of large sums.
-    centred = sums - value * sizes
-    columns = [centred, sizes]
-    if method == "studentised":
-        columns += [centred**2, centred * sizes, sizes**2]
-    totals = resampled_totals(np.column_stack(columns), n_resamples, seed, weights)
-    shifts = totals[:, 0] / totals[:, 1]
-    scale = len(rows) / (len(rows) - 1)
-    error = math.sqrt(scale * float(np.sum(centred**2))) / float(sizes.sum())
-    if method == "studentised":
-        squares = totals[:, 2] - 2 * shifts * totals[:, 3] + shifts**2 * totals[:, 4]
-        floor = 1e-12 * float(np.sum(centred**2))
-        errors = np.sqrt(scale * np.where(squares > floor, squares, 0.0)) / totals[:, 1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shifts = np.where(shifts == 0, 0.0, shifts / errors)
+    value, centred, error = _centred(rows)
     acceleration = 0.0
+    if method == "studentised":
+        shifts = studentised_draws(rows, n_resamples, seed, weights)[1]
+    else:
+        totals = resampled_totals(np.column_stack([centred, rows[:, 1]]), n_resamples, seed, weights)
+        shifts = totals[:, 0] / totals[:, 1]
     if method == "bca":
-        acceleration = _acceleration(-centred / (sizes.sum() - sizes), np.ones(len(rows)))
+        acceleration = _acceleration(-centred / (rows[:, 1].sum() - rows[:, 1]), np.ones(len(rows)))
 
     def ends(part: Floats) -> tuple[float, float]:
         if method == "studentised":
             tail = (1 - confidence_level) / 2
-            return value - _quantile(part, 1 - tail) * error, value - _quantile(part, tail) * error
+            return value - quantile(part, 1 - tail) * error, value - quantile(part, tail) * error
         low, high = _ends(part, 0.0, acceleration, method, confidence_level)
         return value + low, value + high
 
     found = _finish(value, shifts, ends, method, len(rows), n_resamples, seed, confidence_level)
     return replace(found, standard_error=error)
+
+
+def studentised_draws(rows: Floats, n_resamples: int, seed: int, weights: Weights = "auto") -> tuple[float, Floats]:
+    """Return the CR1 error of a ratio of totals, and (ratio* - ratio) / error* of resamples, shape (n_resamples,).
+
+    Parameters
+    ----------
+    rows
+        Shape (units, 2): numerators and denominators.
+    """
+    _, centred, error = _centred(rows)
+    sizes = rows[:, 1]
+    columns = np.column_stack([centred, sizes, centred**2, centred * sizes, sizes**2])
+    totals = resampled_totals(columns, n_resamples, seed, weights)
+    shifts: Floats = totals[:, 0] / totals[:, 1]
+    squares = totals[:, 2] - 2 * shifts * totals[:, 3] + shifts**2 * totals[:, 4]
+    floor = 1e-12 * float(np.sum(centred**2))
+    scale = len(rows) / (len(rows) - 1)
+    errors = np.sqrt(scale * np.where(squares > floor, squares, 0.0)) / totals[:, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return error, np.where(shifts == 0, 0.0, shifts / errors)
+
+
+def _centred(rows: Floats) -> tuple[float, Floats, float]:
+    """Return the ratio of two columns' totals, the first less the ratio times the second, and the CR1 error."""
+    sums, sizes = rows.T
+    value = float(sums.sum() / sizes.sum())
+    # Against the ratio itself, so that no digits are lost in differences of large sums.
+    centred = sums - value * sizes
+    error = math.sqrt(len(rows) / (len(rows) - 1) * float(np.sum(centred**2))) / float(sizes.sum())
+    return value, centred, error
 
 
 def _ends(
@@ -314,11 +335,11 @@ def _ends(
         bias = special.ndtri(below)
         shifted = bias + special.ndtri(at)
         at = special.ndtr(bias + shifted / (1 - acceleration * shifted))
-    low, high = (_quantile(draws, share) for share in at)
+    low, high = (quantile(draws, share) for share in at)
     return (2 * value - high, 2 * value - low) if method == "basic" else (low, high)
 
 
-def _quantile(ordered: Floats, share: float) -> float:
+def quantile(ordered: Floats, share: float) -> float:
     """Linear interpolation between the two values around the share, as numpy's default; infinite ones stay so."""
     place = float(share) * (len(ordered) - 1)
     first, last = ordered[math.floor(place)], ordered[math.ceil(place)]

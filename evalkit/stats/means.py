@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import InputError, SpecError
-from evalkit.stats.clusters import MIN_CLUSTERS, Estimator, Floats, cluster_codes, t_interval
-from evalkit.stats.proportions import clustered_proportion, proportion
+from evalkit.stats.arrays import vector
+from evalkit.stats.clusters import MIN_CLUSTERS, Estimator, cluster_codes, t_interval
+from evalkit.stats.few_units import graded_mean
+from evalkit.stats.proportions import mean_of_answers
 from evalkit.stats.results import Estimate
 
 POPULATION: Final = "items like these, answered by this checkpoint"
@@ -24,7 +26,8 @@ def mean_score(
 
     Independent scores of 0 and 1 get `proportions.proportion`'s default, Wilson's interval with its ends mended near 0
     and 1; in clusters, the same for an effective number of items (`proportions.clustered_proportion`). Other scores get
-    the t interval, with clusters CR2. Fewer than 5 clusters have no interval, only a warning.
+    the t interval, with clusters CR2, and below 100 units the studentised bootstrap where that is wider
+    (`few_units.graded_mean`). Fewer than 5 clusters have no interval, only a warning.
 
     Parameters
     ----------
@@ -40,15 +43,12 @@ def mean_score(
     InputError
         There is no item, a score is not finite, or the clusters do not fit.
     """
-    values = finite(scores)
+    values = vector(scores, "scores")
     codes, sizes = cluster_codes(cluster, len(values))
-    found = t_interval(values, codes, sizes, confidence_level=confidence_level, population=POPULATION)
-    if not np.isin(values, (0.0, 1.0)).all():
-        return found
-    if cluster is not None and found.unit == "clusters":
-        return replace(clustered_proportion(values, cluster, confidence_level=confidence_level), population=POPULATION)
-    shown = proportion(int(values.sum()), len(values), confidence_level=confidence_level)
-    return replace(shown, population=POPULATION, standard_error=found.standard_error)
+    if np.isin(values, (0.0, 1.0)).all():
+        found = mean_of_answers(values, cluster, confidence_level=confidence_level)
+        return replace(found, population=POPULATION)
+    return graded_mean(values, codes, sizes, confidence_level=confidence_level, population=POPULATION)
 
 
 def clustered_mean(
@@ -78,7 +78,7 @@ def clustered_mean(
     """
     if estimator not in ("CR1", "CR2", "CR3"):
         raise SpecError(f"{estimator!r} is no cluster-robust error", do="Choose CR1, CR2 or CR3")
-    of = finite(values)
+    of = vector(values, "values")
     codes, sizes = cluster_codes(cluster, len(of))
     if len(sizes) < min(MIN_CLUSTERS, len(of)):
         raise InputError(
@@ -86,21 +86,3 @@ def clustered_mean(
             do=f"Take at least {MIN_CLUSTERS}, or report the score without an interval",
         )
     return t_interval(of, codes, sizes, estimator=estimator, confidence_level=confidence_level)
-
-
-def finite(values: npt.ArrayLike) -> Floats:
-    """Return a vector of finite numbers.
-
-    Raises
-    ------
-    InputError
-        It is empty, no vector, or has a number that is not finite.
-    """
-    of = np.asarray(values, dtype=float)
-    if of.ndim != 1 or not len(of):
-        raise InputError(f"scores must be a vector of at least one number, not of shape {of.shape}")
-    if not np.isfinite(of).all():
-        raise InputError(
-            f"{int((~np.isfinite(of)).sum())} of {len(of)} scores are not finite", do="Leave out items without a score"
-        )
-    return of

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from scipy import stats
 
 from evalkit.errors import InputError
+from evalkit.stats.arrays import vector
 from evalkit.stats.clusters import MIN_CLUSTERS, Floats, cluster_codes, cluster_error, t_interval
 from evalkit.stats.discordance import POPULATION, discordant_counts, odds_ratio, proportion_difference
-from evalkit.stats.means import finite
+from evalkit.stats.few_units import graded_mean
 from evalkit.stats.results import Estimate, Result
 
 
@@ -42,7 +43,8 @@ def paired_difference(
         Of the two-sided interval.
     method
         `auto` gives scores of 0 and 1 what covers also for few items and near 0 and 1: Bonett and Price's interval
-        (`discordance.proportion_difference`), with clusters `smoothed_difference`. `t` is the t interval for all.
+        (`discordance.proportion_difference`), with clusters `smoothed_difference`; other scores get the t interval,
+        below 100 units widened by the studentised bootstrap (`few_units.graded_mean`). `t` is the t interval for all.
 
     Raises
     ------
@@ -55,7 +57,8 @@ def paired_difference(
         if len(sizes) == len(difference):
             return proportion_difference(*discordant_counts(a, b), confidence_level=confidence_level)
         return smoothed_difference(difference, cluster, confidence_level=confidence_level)
-    found = t_interval(
+    interval = graded_mean if method == "auto" else t_interval
+    found = interval(
         difference, codes, sizes, confidence_level=confidence_level, population=POPULATION, method="paired t"
     )
     return _as_difference(found)
@@ -82,7 +85,7 @@ def smoothed_difference(
     InputError
         The lengths differ, or a value is none of these.
     """
-    of = finite(difference)
+    of = vector(difference, "differences")
     if not np.isin(of, (-1.0, 0.0, 1.0)).all():
         raise InputError("differences of right and wrong answers are -1, 0 or 1", do="Use paired_difference")
     codes, sizes = cluster_codes(cluster, len(of))
@@ -140,7 +143,7 @@ def unpaired_difference(
     """
     sides = []
     for scores, cluster in ((a, cluster_a), (b, cluster_b)):
-        values = finite(scores)
+        values = vector(scores, "scores")
         sides.append(t_interval(values, *cluster_codes(cluster, len(values)), confidence_level=confidence_level))
     first, second = sides
     mean = second.estimate - first.estimate
@@ -273,7 +276,7 @@ def _difference(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Floats, bool]:
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise InputError(f"scores must be two arrays of one length, not {first.shape} and {second.shape}")
     binary = bool(np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all())
-    return finite(second) - finite(first), binary
+    return vector(second, "scores of B") - vector(first, "scores of A"), binary
 
 
 def _as_difference(found: Estimate) -> Estimate:

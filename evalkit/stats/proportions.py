@@ -12,7 +12,14 @@ import numpy.typing as npt
 from scipy import stats
 
 from evalkit.errors import InputError, SpecError
-from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes, intraclass_correlation, t_interval
+from evalkit.stats.clusters import (
+    MIN_CLUSTERS,
+    Floats,
+    cluster_codes,
+    cluster_error,
+    intraclass_correlation,
+    t_interval,
+)
 from evalkit.stats.results import Estimate
 
 ProportionMethod = Literal["wilson", "wilson-modified", "clopper-pearson", "jeffreys", "uniform"]
@@ -166,6 +173,24 @@ def clustered_proportion(right: npt.ArrayLike, cluster: Sequence[Any], *, confid
     overlap = float(np.sum(sizes**2)) / len(of)
     alike = min(max(intraclass_correlation(of, cluster) or 0.0, 0.0), 1.0)
     return effective_interval(found, most=len(of) / (1 + (overlap - 1) * alike), own=len(of) / overlap)
+
+
+def mean_of_answers(right: Floats, cluster: Sequence[Any] | None, *, confidence_level: float = 0.95) -> Estimate:
+    """Estimate a proportion by `proportion`'s default, or over clusters of several items by `clustered_proportion`.
+
+    Parameters
+    ----------
+    right
+        Shape (n,), each 0 or 1.
+    cluster
+        Length n; None when all items are independent.
+    """
+    codes, sizes = cluster_codes(cluster, len(right))
+    if cluster is not None and len(sizes) < len(right):
+        return clustered_proportion(right, cluster, confidence_level=confidence_level)
+    found = proportion(int(right.sum()), len(right), confidence_level=confidence_level)
+    error = cluster_error(right, codes, sizes) if len(right) > 1 else None
+    return replace(found, standard_error=error)
 
 
 def effective_interval(found: Estimate, *, most: float, own: float) -> Estimate:

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import InputError
+from evalkit.stats.arrays import vector
 from evalkit.stats.clusters import MIN_CLUSTERS, Floats, Ints, cluster_codes, t_interval
-from evalkit.stats.means import finite, mean_score
+from evalkit.stats.few_units import graded_mean
+from evalkit.stats.means import mean_score
 from evalkit.stats.proportions import effective_interval
 from evalkit.stats.results import Estimate, Result
 
@@ -108,7 +110,7 @@ def repeated_mean(
     InputError
         The lengths differ, a score is not finite, or an item lies in two clusters.
     """
-    values = finite(scores)
+    values = vector(scores, "scores")
     codes, counts = cluster_codes(item, len(values))
     means = np.bincount(codes, weights=values) / counts
     first = np.unique(codes, return_index=True)[1]
@@ -140,13 +142,15 @@ def _mean(
 ) -> Estimate:
     if counts.max() == 1:
         return mean_score(means, cluster=of_items, confidence_level=confidence_level)
-    found = t_interval(
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    interval = t_interval if binary else graded_mean
+    found = interval(
         means,
         *cluster_codes(of_items, len(means)),
         confidence_level=confidence_level,
         method="t over item means",
     )
-    if not np.isin(values, (0.0, 1.0)).all() or found.df is None or found.n < (MIN_CLUSTERS if of_items else 2):
+    if not binary or found.df is None or found.n < (MIN_CLUSTERS if of_items else 2):
         return found
     # The answers to an item are a cluster. With no more than that known of them, its copies would count once.
     return effective_interval(found, most=math.inf, own=float(found.n))

@@ -14,6 +14,7 @@ from evalkit.errors import SpecError
 from evalkit.stats.arrays import Floats, Ints, check_level, codes_of, vector
 from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
 from evalkit.stats.discordance import mcnemar
+from evalkit.stats.few_units import studentised_p_value
 from evalkit.stats.means import mean_score
 from evalkit.stats.multiple import benjamini_hochberg
 from evalkit.stats.paired import paired_difference
@@ -239,12 +240,16 @@ def _held(name: str, scores: Floats, base: Floats | None, sources: Ints, confide
         found = mean_score(scores, cluster=cluster, confidence_level=confidence_level)
     else:
         found = paired_difference(base, scores, cluster=cluster, confidence_level=confidence_level, method="auto")
-        if cluster is None and np.isin(np.concatenate([scores, base]), (0.0, 1.0)).all():
+        binary = bool(np.isin(np.concatenate([scores, base]), (0.0, 1.0)).all())
+        if cluster is None and binary:
             p_value = mcnemar(base, scores).p_value
         else:
             plain = paired_difference(base, scores, cluster=cluster)
             if plain.low is not None and plain.standard_error:
                 p_value = float(2 * stats.t.sf(abs(plain.estimate) / plain.standard_error, plain.df))
+                if not binary:
+                    other = studentised_p_value(scores - base, *cluster_codes(cluster, len(scores)))
+                    p_value = max(p_value, other or 0.0)
     quantity = f"the {'score' if base is None else 'difference B - A'} on {name}"
     found = replace(found, population="items of this slice", quantity=quantity)
     return _Held(name, found, p_value)

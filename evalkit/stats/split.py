@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS
+from evalkit.stats.clusters import FEW_DEGREES, MIN_CLUSTERS, cluster_codes
+from evalkit.stats.few_units import graded_mean
 from evalkit.stats.means import mean_score
-from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate, Result
 
 if TYPE_CHECKING:
@@ -553,13 +553,8 @@ def _mean(values: Floats, codes: Ints | None, binary: bool, confidence_level: fl
     if binary:
         found = mean_score(values, cluster=cluster, confidence_level=confidence_level)
     else:
-        found = paired_difference(np.zeros_like(values), values, cluster=cluster, confidence_level=confidence_level)
-    return replace(
-        found,
-        method=found.method.replace("paired t", "t"),
-        population="items like these, answered by this model",
-        warnings=tuple(warning.replace("all differences are", "all items are") for warning in found.warnings),
-    )
+        found = graded_mean(values, *cluster_codes(cluster, len(values)), confidence_level=confidence_level)
+    return replace(found, population="items like these, answered by this model")
 
 
 def _difference(

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from evalkit.stats.arrays import vector
 from evalkit.stats.clusters import cluster_codes, t_interval
-from evalkit.stats.means import finite
 from evalkit.stats.results import Estimate, Result
 
 RISING, FALLING, UNRESOLVED = "still rising", "falling", "flat or not resolved"
@@ -113,7 +113,7 @@ def late_change(
     values, at = np.asarray(scores, dtype=float), np.asarray(steps, dtype=float)
     if values.ndim != 2 or at.shape != values.shape[1:] or len(at) < MIN_CHECKPOINTS or (np.diff(at) <= 0).any():
         raise ValueError(f"scores {values.shape} need at least {MIN_CHECKPOINTS} ascending steps, not {list(steps)}")
-    finite(values.ravel())
+    vector(values.ravel(), "scores")
     late = max(MIN_CHECKPOINTS, math.ceil(len(at) / 2))
     values, at = values[:, -late:], at[-late:]
     centred = at - at.mean()

@@ -225,7 +225,7 @@ def test_the_rule_can_be_chosen(pair, tmp_path):
 
 def test_repeats_count_an_item_once(tmp_path):
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 2, (40, 4)).astype(float), rng.integers(0, 2, (40, 4)).astype(float)
+    a, b = rng.integers(0, 2, (140, 4)).astype(float), rng.integers(0, 2, (140, 4)).astype(float)
     run_a = write_run(tmp_path / "a", {("t", f"{n}"): row.tolist() for n, row in enumerate(a)})
     run_b = write_run(tmp_path / "b", {("t", f"{n}"): row.tolist() for n, row in enumerate(b)})
     found = compare(run_a, run_b).overall["all"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from evalkit import tables
 from evalkit.errors import CompareError, SpecError
-from evalkit.reports.comparison import Comparison, compare
-from evalkit.reports.terminal import notes
+from evalkit.reports.comparison import Comparison, compare, points
+from evalkit.reports.terminal import notes, render
 from evalkit.stats.components import crossed, crossed_difference, crossed_tasks
 from evalkit.stats.decisions import DecisionRule
 from evalkit.stats.discordance import mcnemar, proportion_difference
@@ -103,9 +105,15 @@ def test_p_values_are_holms_and_verdicts_are_by_intervals_that_hold_for_all_task
         assert one.difference.confidence_level == 0.95
     assert {one.verdict for one in parts} == {"better", "inconclusive"}
     assert found.overall["all"].p_adjusted is None
-    assert any(
-        "the 5 tasks are one family: single tasks' verdicts are by 99% intervals" in note for note in notes(found)
-    )
+    assert any("the 5 tasks are one family: single tasks have 99% intervals" in note for note in notes(found))
+
+
+def test_the_table_shows_the_interval_that_decides(family):
+    found, out = compare(*family), io.StringIO()
+    render(found, Console(file=out, width=200))
+    for task in found.tasks:
+        decides = task.subsets["all"].decision.estimate
+        assert f"[{points(decides.low)}, {points(decides.high)}]" in out.getvalue()
 
 
 def test_the_mean_over_tasks_has_an_interval_for_other_tasks_too(family):

@@ -193,7 +193,9 @@ def test_answers_get_bonett_and_prices_interval_when_asked_for_what_covers():
     centre, n = 3 / 32, 32
     half = 1.959964 * np.sqrt(((7 + 2) / n - centre**2) / n)
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
-    assert paired_difference(np.array(a) / 2, np.array(b) / 2, method="auto").method == "paired t"
+    assert paired_difference(np.array(a) / 2, np.array(b) / 2, method="auto").method == (
+        "the wider of paired t and the studentised bootstrap"
+    )
 
 
 @pytest.mark.parametrize(("n_clusters", "largest"), [(6, 8), (20, 60)])

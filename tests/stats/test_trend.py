@@ -143,5 +143,5 @@ def test_late_change_refuses_what_is_no_trend(shape, steps):
 
 
 def test_scores_must_be_finite_and_there():
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="row 4 is nan"):
         late_change([[0.5, 1, 0], [0, np.nan, 1]], [1, 2, 3])
