@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 AB, BA, UNKNOWN = 0, 1, 2
-"""Which answer was shown first: A's, B's, or nobody knows."""
+"""Which answer was shown first: A's, B's, or nobody knows, or none (see `Pairs.order_free`)."""
 
 _OUTCOMES: Final = {"a": 0, "tie": 1, "b": 2}
 _VALUES: Final = np.array([0.0, 0.5, 1.0])
@@ -57,6 +57,8 @@ class Pairs:
         Shape (n,): what humans say: 0 for A, 0.5, 1 for B; NaN without a label.
     identical
         Shape (n,): both answers are the same text.
+    order_free
+        Shape (n,): the answers were rated apart, so that neither was shown first; such calls count as UNKNOWN.
     """
 
     judge: str
@@ -74,6 +76,7 @@ class Pairs:
     styles: Mapping[str, Floats]
     label: Floats
     identical: npt.NDArray[np.bool_]
+    order_free: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.pair_id)
@@ -92,7 +95,7 @@ class Pairs:
             "n_failed",
             "preference",
         )
-        arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical")}
+        arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical", "order_free")}
         return Pairs(judge=self.judge, styles={name: of[mask] for name, of in self.styles.items()}, **arrays)
 
     @cached_property
@@ -229,6 +232,7 @@ def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pair
         styles={name: _two(one, name) for name in STYLES},
         label=np.asarray(label, dtype=np.float64),
         identical=one.identical.fillna(False).to_numpy(dtype=bool),
+        order_free=np.bincount(codes, weights=(rows.order != "none").to_numpy(), minlength=n) == 0,
     )
 
 

@@ -178,10 +178,10 @@ def defuse(text: str, special: Iterable[str] = ()) -> Defused:
     return Defused(harmless, {name: count for name, count in counts.items() if count})
 
 
-def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prompt) -> tuple[str, float, float]:
+def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prompt) -> tuple[str, float | None, float]:
     """Return the likeliest label, how far the second answer is preferred (0 to 1), and the labels' joint probability.
 
-    Of a rating, the second number is the expected rating. Two labels that are equally likely are no verdict for either:
+    A rating prefers nothing by itself (see `higher_rated`). Two labels that are equally likely are no verdict for either:
     pairwise that is a tie.
     """
     import numpy as np
@@ -192,8 +192,19 @@ def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prom
     mass = float(np.exp(special.logsumexp(values)))
     meant = [prompt.verdicts[label] for label in labels]
     if prompt.kind == "rating":
-        return labels[int(np.argmax(share))], float(share @ np.asarray(meant, dtype=float)), mass
+        return labels[int(np.argmax(share))], None, mass
     value = float(sum(p * {"first": 0.0, "tie": 0.5, "second": 1.0}[one] for p, one in zip(share, meant, strict=True)))
     best = np.flatnonzero(share >= share.max() - 1e-12)
     tie = next((label for label in labels if prompt.verdicts[label] == "tie"), "")
     return labels[int(best[0])] if len(best) == 1 else tie, value, mass
+
+
+def higher_rated(a: Sequence[float], b: Sequence[float], ratings: Sequence[float]) -> float:
+    """Chance that B is rated higher than A, equal ratings as half, from the log-probabilities of `ratings` for each."""
+    import numpy as np
+    from scipy import special
+
+    values = np.asarray(ratings, dtype=float)
+    # Row i and column k: A's rating is i, B's is k.
+    wins = (1 + np.sign(values[None, :] - values[:, None])) / 2
+    return float(special.softmax(np.asarray(a, dtype=float)) @ wins @ special.softmax(np.asarray(b, dtype=float)))

@@ -521,6 +521,8 @@ def _order(value: Any, a: str, b: str) -> str | None:
     if _missing(value):
         return None
     said = str(value).strip().lower()
+    if said == "none":
+        return said
     if said == a.lower() or said in _FIRST_A:
         return "ab"
     if said == b.lower() or said in _FIRST_B:

@@ -19,6 +19,7 @@ from evalkit.errors import ModelError, SpecError
 from evalkit.judges.answers import pair_answers, read_answers
 from evalkit.judges.audit import audit
 from evalkit.judges.judging import JudgeSpec, judge_pairs
+from evalkit.judges.pairs import pairs_of
 from evalkit.judges.probe import probe_pairs
 from evalkit.judges.prompts import load_prompt
 from evalkit.runs.evaluate import run
@@ -112,8 +113,21 @@ def test_a_prompt_beyond_the_window_is_an_error_and_not_cut(tiny_model, tmp_path
 def test_ratings_have_no_order_and_the_higher_one_wins(tiny_model, tmp_path):  # noqa: F811
     found = judge_pairs(spec(tiny_model, tmp_path / "out", "rating", repeats=0.5), few_pairs(tmp_path, 4))
     frame = found.table.to_pandas()
-    assert frame.order.isna().all() and len(frame) == 6 and found.n_calls == 12
-    assert audit(found.table).judges[0].position.n_unknown_order == 4
+    assert set(frame.order) == {"none"} and len(frame) == 6 and found.n_calls == 12
+    assert pairs_of(found.table)["tiny"].order_free.all()
+    for row in frame.itertuples():
+        rated = {side: json.loads(raw) for side, raw in json.loads(row.raw).items()}
+        a, b = (int(max(one, key=one.get)) for one in (rated["a"], rated["b"]))
+        assert row.winner == ("tie" if a == b else "a" if a > b else "b"), "the likeliest rating is what it says"
+    assert frame.preference.between(0, 1).all() and frame.preference.nunique() > 1
+
+
+def test_identical_answers_that_are_rated_apart_tie(tiny_model, tmp_path):  # noqa: F811
+    paths = answer_files(tmp_path, 4)
+    table = judge_pairs(spec(tiny_model, tmp_path / "out", "rating", repeats=0),
+                        pair_answers(read_answers(paths[0]), read_answers(paths[0]))).table  # fmt: skip
+    assert table.column("winner").to_pylist() == ["tie"] * 4
+    assert table.column("preference").to_pylist() == pytest.approx([0.5] * 4, abs=0.05)
 
 
 def test_attempts_to_break_out_are_counted(tiny_model, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalkit.errors import SpecError
-from evalkit.judges.prompts import defuse, load_prompt, preference_of
+from evalkit.judges.prompts import defuse, higher_rated, load_prompt, preference_of
 
 OURS = ("pairwise", "pairwise-reference", "rating", "rubric")
 
@@ -77,7 +77,17 @@ def test_soft_preferences_come_from_the_labels_probabilities():
     assert preference_of(("A", "B", "C"), [-1.0, -1.0, -3.0], prompt)[0] == "C", "equally likely is a tie"
     rating = load_prompt("rating")
     label, value, _ = preference_of(rating.labels, [math.log(p) for p in (0.1, 0.1, 0.1, 0.1, 0.6)], rating)
-    assert label == "5" and value == pytest.approx(1 + 0.1 * (1 + 2 + 3) + 0.6 * 4)
+    assert label == "5" and value is None
+
+
+def test_the_preference_of_two_ratings_is_the_chance_that_one_is_higher():
+    scale = [1, 2, 3]
+    a, b = [math.log(p) for p in (0.5, 0.3, 0.2)], [math.log(p) for p in (0.1, 0.3, 0.6)]
+    chances = [(math.exp(p + q), i, k) for p, i in zip(a, scale, strict=True) for q, k in zip(b, scale, strict=True)]
+    higher = sum(p * (1 if k > i else 0.5 if k == i else 0) for p, i, k in chances)
+    assert higher_rated(a, b, scale) == pytest.approx(higher)
+    assert higher_rated(b, a, scale) == pytest.approx(1 - higher)
+    assert higher_rated(a, a, scale) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
