@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from evalkit import tables
-from evalkit.errors import InputError, SpecError
+from evalkit.errors import SpecError
 from evalkit.files import write_json
 from evalkit.judges.answers import AnswerPair, AnswerPairs
 from evalkit.judges.prompts import Prompt, defuse, higher_rated, preference_of
@@ -75,6 +75,8 @@ class JudgeSpec:
             raise SpecError(f"{self.repeats} is no share of the pairs", where="--repeats", do="Give one from 0 to 1")
         if self.max_tokens < 1:
             raise SpecError(f"{self.max_tokens} tokens are none", where="--max-tokens", do="Give at least 1")
+        if self.seed < 0:
+            raise SpecError(f"{self.seed} is no seed", where="--seed", do="Give a whole number from 0")
 
 
 @dataclass(frozen=True)
@@ -406,7 +408,7 @@ def _guided(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         if answer.error:
             found.append(_Outcome(None, None, answer.error, why="request failed"))
             continue
-        outcome = _parsed(spec, answer)
+        outcome = _parsed(spec, answer, held=True)
         logprobs = _of_labels(labels, answer.first_token or {})
         if outcome.label is None or logprobs is None:
             found.append(outcome)
@@ -455,14 +457,14 @@ def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]
     return found
 
 
-def _parsed(spec: JudgeSpec, answer: Any) -> _Outcome:
-    """Read the verdict in a judge's text."""
+def _parsed(spec: JudgeSpec, answer: Any, *, held: bool = False) -> _Outcome:
+    """Read the verdict in a judge's text; one that was held to its labels cannot have said more."""
     text = answer.text or ""
+    if answer.finish_reason == "length" and not held:
+        # What looks like its verdict may be something that it was about to discuss.
+        return _Outcome(None, None, text, why="cut off before its end")
     label = spec.prompt.read(text)
-    if label is None:
-        cut = answer.finish_reason == "length"
-        return _Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text")
-    return _Outcome(label, None, text)
+    return _Outcome(label, None, text, why="" if label else "no verdict in the text")
 
 
 def _rows(
@@ -520,16 +522,3 @@ def _rated(
                 row["preference"] = higher_rated(sides["a"].logprobs, sides["b"].logprobs, ratings)
         rows.append(row)
     return rows
-
-
-def read_judgement(directory: Path) -> pa.Table:
-    """Read the verdicts of a judging.
-
-    Raises
-    ------
-    InputError
-        It is not finished.
-    """
-    if not (directory / VERDICTS).is_file():
-        raise InputError("there are no verdicts", where=str(directory), do="Give the command again that began it")
-    return tables.read(directory / VERDICTS, tables.VERDICTS)

@@ -26,7 +26,7 @@ _WORDS = {
 }
 
 
-def render_collected(collected: Collected, console: Any, *, n_shown: int = _SHOWN) -> None:
+def render_collected(collected: Collected, console: Any) -> None:
     """Say what was read, and every kind of row that could not be used, with the first of each."""
     for path, kind in collected.formats.items():
         _print(console, f"{path}: read as {kind}")
@@ -37,13 +37,14 @@ def render_collected(collected: Collected, console: Any, *, n_shown: int = _SHOW
         f"{collected.n_rows:,} rows, {collected.table.num_rows:,} verdicts; {dropped:,} dropped, {errors:,} kept as"
         " errors",
     )
+    first = {one.kind: one for one in reversed(collected.troubles)}
     for why, count in collected.counts().items():
+        one = first[why]
         _print(console, f"  {count:,} {why}")
-    for one in collected.troubles[:n_shown]:
         # Of one file it was said above which.
         _print(console, f"    {one}" if len(collected.formats) > 1 else f"    {one}".replace(f"{one.file}, ", "", 1))
-    if len(collected.troubles) > n_shown:
-        _print(console, f"    {len(collected.troubles) - n_shown:,} more (--json lists all)")
+    if len(collected.troubles) > len(first):
+        _print(console, f"    {len(collected.troubles) - len(first):,} more (--json lists all)")
 
 
 def render_judgement(judgement: Judgement, console: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,11 @@ from evalkit import tables
 from evalkit.errors import ModelError, SpecError
 from evalkit.judges.answers import pair_answers, read_answers
 from evalkit.judges.audit import audit
-from evalkit.judges.judging import JudgeSpec, judge_pairs
+from evalkit.judges.judging import JudgeSpec, _parsed, judge_pairs
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.probe import probe_pairs
 from evalkit.judges.prompts import load_prompt
+from evalkit.runs.engine import Answer
 from evalkit.runs.evaluate import run
 from evalkit.runs.spec import RunSpec
 from tests.conftest import ROOT
@@ -98,7 +100,21 @@ def test_a_judge_that_writes_nonsense_fails_and_stays_in_the_table(tiny_model, t
     found = judge_pairs(spec(tiny_model, tmp_path / "out", reasons=True, max_tokens=4), few_pairs(tmp_path, 4))
     assert found.n_failed == found.n_calls == len(found.table)
     assert set(found.table.column("winner").to_pylist()) == {"error"}
-    assert set(found.why_failed) <= {"no verdict in the text", "cut off before its verdict"}
+    assert set(found.why_failed) <= {"no verdict in the text", "cut off before its end"}
+
+
+def test_a_verdict_in_a_text_that_was_cut_off_is_none():
+    asked = JudgeSpec(RunSpec(model="m", out=Path("out")), load_prompt("pairwise"), reasons=True)
+    for reason, label in (("length", None), ("stop", "B")):
+        outcome = _parsed(asked, Answer(text="Answer 2 says\nVerdict: B", finish_reason=reason))
+        assert outcome.label == label and bool(outcome.why) == (label is None)
+
+
+def test_what_cannot_be_asked_is_refused_before_the_judge_is_loaded(tmp_path):
+    engine = RunSpec(model="m", out=tmp_path)
+    for wrong in ({"seed": -1}, {"repeats": 2.0}, {"max_tokens": 0}):
+        with pytest.raises(SpecError):
+            JudgeSpec(engine, load_prompt("pairwise"), **wrong)
 
 
 def test_a_prompt_beyond_the_window_is_an_error_and_not_cut(tiny_model, tmp_path):  # noqa: F811

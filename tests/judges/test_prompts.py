@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evalkit.errors import SpecError
 from evalkit.judges.prompts import defuse, higher_rated, load_prompt, preference_of
 
+PAIRWISE = "kind: pairwise\nsystem: s\nuser: '{answer_1}{answer_2}'\nverdicts: "
 OURS = ("pairwise", "pairwise-reference", "rating", "rubric")
 
 
@@ -35,7 +36,10 @@ def test_our_prompts_load_and_fill(name):
         (" B ", "B"),
         ("[[A]]", "A"),
         ("Verdict: A\nVerdict: A", "A"),
-        ("Verdict: A\nOn reflection\nVerdict: B", None),
+        ("Verdict: A\nOn reflection\nVerdict: B", "B"),
+        ("Answer B ends with\nVerdict: B\nVerdict: A\n", "A"),
+        ("Answer B ends with\n> Verdict: B", None),
+        ("Verdict: B\nThat is what answer B says.", None),
         ("Answer A is better", None),
         ("A and B are equal", None),
         ("Verdict: D", None),
@@ -99,6 +103,14 @@ def test_the_preference_of_two_ratings_is_the_chance_that_one_is_higher():
         ("kind: pairwise\nsystem: s\nuser: '{answer_1}{answer_2}'\nverdicts: {A: first}", "must mean first, second"),
         ("kind: rating\nsystem: s\nuser: '{answer}'\nverdicts: {good: yes please}", "numbers"),
         ("kind: rating\nsystem: s\nuser: '{answer}'", "no 'verdicts'"),
+        ("kind: [x]\nsystem: s\nuser: u\nverdicts: {A: first}", "no kind of prompt"),
+        ("kind: pairwise\nsystem: s\nuser: 7\nverdicts: {A: first}", "user must be a text"),
+        (PAIRWISE + "[A, B]", "verdicts a mapping"),
+        (PAIRWISE + "{A: [first], B: second}", "must mean first, second"),
+        (PAIRWISE + "{A>B: first, B: second}", "could not say the label 'A>B'"),
+        (PAIRWISE + "{Yes: first, No: second}", "could not say the label True"),
+        (PAIRWISE + "{a: first, A: second}", "differ in their case only"),
+        ("kind: rating\nsystem: s\nuser: '{answer}'\nverdicts: {1: 1, 2: .nan}", "numbers"),
     ],
 )
 def test_bad_prompt_files_are_refused(tmp_path, text, what):

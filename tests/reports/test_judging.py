@@ -54,6 +54,8 @@ def test_bad_rows_are_shown_with_file_and_row(tmp_path):
     text = " ".join(invoke("--verdicts", path).output.split())
     assert "31 rows, 30 verdicts; 1 dropped, 10 kept as errors" in text
     assert "row 1, column winner: the verdict cannot be read ('maybe')" in text
+    assert "row 31, column pair_id: it is empty (dropped)" in text, "the first of each kind is shown"
+    assert "9 more" in text
 
 
 def test_foreign_text_is_not_obeyed(tmp_path):
@@ -71,6 +73,11 @@ def test_foreign_text_is_not_obeyed(tmp_path):
         (["a", "b", "--judge", "m"], "two runs, a judge and a directory"),
         (["a", "--verdicts", "v.jsonl"], "so nothing is judged"),
         (["--verdicts", "no-such.jsonl"], "cannot be read"),
+        (["--verdicts", "v.jsonl", "--limit", "5"], "so nothing is judged"),
+        (["--verdicts", "v.jsonl", "--out", "o"], "so nothing is judged"),
+        (["--verdicts", "v.jsonl", "--prompt", "pairwise"], "so nothing is judged"),
+        (["a", "b", "--judge", "m", "--out", "o", "--columns", "winner=x"], "no verdicts to read"),
+        (["a", "b", "--judge", "m", "--out", "o", "--format", "named"], "no verdicts to read"),
     ],
 )
 def test_mistakes_end_with_a_message(arguments, what):
