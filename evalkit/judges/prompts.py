@@ -121,7 +121,7 @@ def load_prompt(name: str) -> Prompt:
         raise SpecError("the prompt is no mapping", where=name, do=f"Write it like ours: {ours}")
     if missing := [key for key in ("kind", "system", "user", "verdicts") if not values.get(key)]:
         raise SpecError(f"the prompt has no '{missing[0]}'", where=name, do=f"Write it like ours: {ours}")
-    kind = str(values["kind"])
+    kind: Any = str(values["kind"])
     if not isinstance(values["user"], str) or not isinstance(values["verdicts"], dict):
         raise SpecError("user must be a text, and verdicts a mapping", where=name, do=f"Write it like ours: {ours}")
     # YAML takes an unquoted Yes for a truth value.
