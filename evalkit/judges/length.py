@@ -133,10 +133,17 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
             beyond = t_interval(judge - human, codes, sizes, confidence_level=confidence_level)
             beyond = _about(beyond, "the preference for the longer answer beyond that of humans")
     if differ.sum() >= FEW and len(np.unique(of.cluster)) >= MIN_CLUSTERS:
-        per_100 = _marginal(of, gap, confidence_level)
-        if isinstance(per_100, str):
-            warnings.append(f"the effect of length has no finite estimate: {per_100}")
-            per_100 = None
+        effect = _marginal(of, gap, confidence_level)
+        if isinstance(effect, str):
+            warnings.append(f"the effect of length has no finite estimate: {effect}")
+        else:
+            per_100 = effect
+    controlled = _controlled(of, warnings, confidence_level)
+    return Verbosity(int(differ.sum()), longer, per_100, beyond, controlled, tuple(warnings))
+
+
+def _controlled(of: Pairs, warnings: list[str], confidence_level: float) -> tuple[LengthControlled, ...]:
+    """The win rate at equal length of each pair of models, of pairs with a verdict and known lengths."""
     controlled = []
     gamma = difficulties(of)
     few = 0
@@ -157,7 +164,7 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
         warnings.append(
             f"no win rate at equal length for {few} of {n_models} pairs of models: fewer than {FEW} questions"
         )
-    return Verbosity(int(differ.sum()), longer, per_100, beyond, tuple(controlled), tuple(warnings))
+    return tuple(controlled)
 
 
 def difficulties(pairs: Pairs) -> Floats:
