@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ _A: Final = frozenset({"a", "model_a", "model_1", "output_1", "1", "[[a]]"})
 _B: Final = frozenset({"b", "model_b", "model_2", "output_2", "2", "[[b]]"})
 _FIRST_A: Final = frozenset({"ab", "original", "first", "a", "false", "0"})
 _FIRST_B: Final = frozenset({"ba", "swapped", "second", "b", "true", "1"})
-_PASSED_ON: Final = ("task", "length_a", "length_b", "preference", *(f"{s}_{side}" for s in STYLES for side in "ab"))
+_PASSED_ON: Final = ("length_a", "length_b", "preference", *(f"{s}_{side}" for s in STYLES for side in "ab"))
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,7 @@ def _named(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[s
     made: dict[str, Any] = {
         "judge": get("judge"),
         "pair_id": _text(get("pair_id"), "pair_id"),
+        "task": get("task"),
         "prompt": get("prompt_id") or get("doc_hash"),
         "model_a": a,
         "model_b": b,
@@ -357,10 +359,8 @@ def _named(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[s
         "raw": get("raw"),
     }
     for name in _PASSED_ON:
-        value = get(name)
-        if not _missing(value):
-            read = {"task": _text, "preference": _number}.get(name, _whole)
-            made[name] = read(value, name)
+        if not _missing(value := get(name)):
+            made[name] = _number(value, name) if name == "preference" else _whole(value, name)
     if isinstance(get("identical"), bool):
         made["identical"] = get("identical")
     if isinstance(get("answer_a"), str) and isinstance(get("answer_b"), str):
@@ -556,46 +556,47 @@ def _normalised(
 
 def _winner(made: dict[str, Any], place: Trouble, troubles: list[Trouble]) -> str:
     value = made.get("winner")
+    said = _said(value)
     try:
-        if side := _side(value, made["model_a"], made["model_b"], "winner"):
+        if side := _side(said, made["model_a"], made["model_b"], "winner"):
             return side
-        reason = f"the verdict cannot be read ({str(value)[:40]!r})"
+        reason = f"the verdict cannot be read ({said[:40]!r})"
     except _BadRowError as ambiguous:
         reason = ambiguous.reason
-    said = _said(value)
-    if said != "error":
+    if said.lower() != "error":
         made["raw"] = made.get("raw") or (str(value) if said else None)
-    if said in ("", "error"):
+    if said.lower() in ("", "error"):
         reason = "the judge failed" if said else "there is no verdict"
     troubles.append(Trouble(place.file, place.row, place.column, reason, "error"))
     return "error"
 
 
 def _said(value: Any) -> str:
-    """A cell as text in lower case; whole numbers without their point, as CSV and gaps make floats of them."""
+    """A cell as text; whole numbers without their point, as gaps in a column make floats of them."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return "" if _missing(value) else str(value).strip().lower()
+    return "" if _missing(value) else str(value).strip()
 
 
+@lru_cache(maxsize=4096)
 def _side(
-    value: Any, a: str, b: str, column: str, words_a: frozenset[str] = _A, words_b: frozenset[str] = _B
+    said: str, a: str, b: str, column: str, words_a: frozenset[str] = _A, words_b: frozenset[str] = _B
 ) -> str | None:
     """a, b or tie, from a model's own name, or else a word; None where it is neither."""
-    said = _said(value)
-    word = "a" if said in words_a else "b" if said in words_b else "tie" if said in _TIES else None
+    low = said.lower()
+    word = "a" if low in words_a else "b" if low in words_b else "tie" if low in _TIES else None
     # Names that differ in their case only are told apart by it.
-    named = [side for side, name in (("a", a), ("b", b)) if str(value).strip() == name]
-    named = named or [side for side, name in (("a", a), ("b", b)) if said and said == name.strip().lower()]
+    named = [side for side, name in (("a", a), ("b", b)) if said == name.strip()]
+    named = named or [side for side, name in (("a", a), ("b", b)) if said and low == name.strip().lower()]
     if len(named) > 1 or (named and word in ("a", "b") and word != named[0]):
-        raise _BadRowError(column, f"this may mean either side ({str(value)[:40]!r}, with models {a!r} and {b!r})")
+        raise _BadRowError(column, f"this may mean either side ({said[:40]!r}, with models {a!r} and {b!r})")
     return named[0] if named else word
 
 
 def _label(value: Any, a: str, b: str) -> str | None:
     if _missing(value):
         return None
-    if (side := _side(value, a, b, "label")) is None:
+    if (side := _side(_said(value), a, b, "label")) is None:
         raise _BadRowError("label", f"this is neither a, b nor tie ({str(value)[:40]!r})")
     return side
 
@@ -603,10 +604,11 @@ def _label(value: Any, a: str, b: str) -> str | None:
 def _order(value: Any, a: str, b: str) -> str | None:
     if _missing(value):
         return None
-    side = _side(value, a, b, "order", _FIRST_A, _FIRST_B)
+    said = _said(value)
+    side = _side(said, a, b, "order", _FIRST_A, _FIRST_B)
     if side in ("a", "b"):
         return "ab" if side == "a" else "ba"
-    if _said(value) == "none":
+    if said.lower() == "none":
         return "none"
     raise _BadRowError("order", f"this does not say which answer was shown first, ab or ba ({str(value)[:40]!r})")
 
