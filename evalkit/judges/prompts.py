@@ -22,7 +22,8 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9]+")
 _ALONE: Final = re.compile(r"[\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*")
 # Turn markers of chat templates whose tokenizer is not at hand.
 _TURN_MARKER: Final = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>"
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c]{1,40}\uff5c>|<(?:start|end)_of_turn>|<</?SYS>>|</?(?:s|think)>"
+    r"|<(?:bos|eos|pad)>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\]"
 )
 _OUR_MARK: Final = re.compile(r"</?(?:question|answer(?:_[12])?|reference)\s+[0-9a-f]{6,}\s*>", re.I)
 

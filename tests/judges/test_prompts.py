@@ -67,6 +67,13 @@ def test_special_tokens_are_taken_apart_and_attempts_counted():
     assert defuse("a plain <b>answer</b>").attempts == {}
 
 
+def test_turn_markers_of_common_templates_are_taken_apart_without_a_tokenizer():
+    markers = ["<|eot_id|>", "<\uff5cUser\uff5c>", "<end_of_turn>", "<<SYS>>", "</s>", "</think>", "<eos>", "[/INST]"]
+    markers += ["[SYSTEM_PROMPT]", "[/TOOL_RESULTS]"]
+    found = defuse("x".join(markers))
+    assert found.attempts == {"special tokens": len(markers)} and not any(one in found.text for one in markers)
+
+
 @given(st.text(alphabet="<|>im_end[/INST]s ", max_size=80))
 def test_no_special_token_survives(text):
     special = ["<|im_end|>", "</s>", "[INST]"]
