@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
 
 from evalkit.errors import InputError
 from evalkit.judges.agreement import Agreement, agreement
@@ -324,9 +325,10 @@ def _by_gap(
     known = pairs.both & ~np.isnan(gaps)
     if known.sum() < _FEWEST_BY_GAP:
         return ()
-    # Gaps that are equal, as those of few judges are, stay together, so a part may be empty.
-    third = np.searchsorted(np.quantile(gaps[known], (1 / 3, 2 / 3)), gaps, side="left")
-    masks = {name: known & (third == at) for at, name in enumerate(("close", "between", "far apart"))}
+    # By mean ranks, so that gaps that are equal, as those of few judges are, stay together; a part may be empty.
+    third = np.full(len(pairs), -1.0)
+    third[known] = 3 * (stats.rankdata(gaps[known]) - 0.5) // known.sum()
+    masks = {name: third == at for at, name in enumerate(("close", "between", "far apart"))}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     slices = _slices(masks, pairs, smallest_bias, confidence_level)
     return tuple(replace(one, gap=float(gaps[masks[one.name]].mean())) for one in slices)
@@ -433,18 +435,23 @@ def _ratings(pairs: Pairs, warnings: list[str], *, confidence_level: float) -> R
     # Both orders as two comparisons of one question: the covariance is over questions.
     at, order = np.nonzero(of.n_calls > 0)
     outcome = np.round(of.by_order[at, order] * 2) / 2
-    models = of.model_b[at].tolist(), of.model_a[at].tolist()
-    given: dict[str, Any] = {"cluster": of.cluster[at].tolist(), "confidence_level": confidence_level}
+    given: dict[str, Any] = {
+        "first": of.model_b[at].tolist(),
+        "second": of.model_a[at].tolist(),
+        "wins": outcome,
+        "cluster": of.cluster[at].tolist(),
+        "confidence_level": confidence_level,
+    }
     shown_first = np.select([order == BA, order == AB], [0.5, -0.5], 0.0)
     position: dict[str, Any] = {"covariates": shown_first[:, None], "covariate_names": ["being shown first"]}
     if shown_first.any():
         # It cannot always be told from strengths; whatever else is wrong comes again below.
         with suppress(InputError):
-            return bradley_terry(*models, outcome, **position, **given)
+            return bradley_terry(**given, **position)
     if not of.order_free.all():
         warnings.append(f"{pairs.judge}: the judge's position bias, if it has one, is in the ratings")
     try:
-        return bradley_terry(*models, outcome, **given)
+        return bradley_terry(**given)
     except InputError as error:
         warnings.append(f"{pairs.judge}: no ratings: {error}")
         return None

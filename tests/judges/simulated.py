@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from scipy import special
 
 from evalkit import tables
+from evalkit.judges.pairs import Pairs, pairs_of
 
 
 def judge_table(
@@ -67,6 +70,12 @@ def judge_table(
             "label": [str(human[one]) if labelled[one] else None for one in pair],
         },
     )
+
+
+def many(n: int, repetitions: int, *, judge: str = "judge", **planted: Any) -> list[Pairs]:
+    """Draw `repetitions` times n pairs of `judge_table`, at once, which is quicker."""
+    pairs = pairs_of(judge_table(n * repetitions, judge=judge, **planted))[judge]
+    return [pairs.take(some) for some in np.split(np.arange(len(pairs)), repetitions)]
 
 
 def true_lead(position: float, *, quality: float = 0.0, spread: float = 1.0, noise: float = 1.0) -> float:

@@ -12,7 +12,7 @@ from evalkit import tables
 from evalkit.judges.length import difficulties, fit_logistic, length_controlled, verbosity
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.style import looks, marks
-from tests.judges.simulated import judge_table
+from tests.judges.simulated import judge_table, many
 
 REPETITIONS = 120
 FEWEST = int(np.floor(REPETITIONS * (0.95 - 3 * np.sqrt(0.95 * 0.05 / REPETITIONS))))
@@ -50,7 +50,8 @@ def test_a_planted_preference_for_length_is_within_its_interval_in_95_percent_of
     even = float(special.expit(merit).mean())
     human = special.expit(merit)
     beyond = float((np.where(gap > 0, p, 1 - p) - np.where(gap > 0, human, 1 - human))[gap != 0].mean())
-    found = [of(seed=s, quality=0.3, per_100=0.2, position=0.5, labels=1.0) for s in range(REPETITIONS)]
+    drawn = many(300, REPETITIONS, quality=0.3, per_100=0.2, position=0.5, labels=1.0)
+    found = [verbosity(one) for one in drawn]
 
     def hits(pick, value):
         return sum(pick(one).low <= value <= pick(one).high for one in found)
@@ -166,8 +167,8 @@ def test_the_questions_are_a_sample_too_however_much_their_difficulty_matters():
 def test_the_rate_at_equal_length_is_of_both_orders(position):
     errors, hits = [], 0
     truth = (special.expit(0.5 + position / 2) + special.expit(0.5 - position / 2)) / 2
-    for seed in range(60):
-        found = of(seed=seed, quality=0.5, spread=0.0, position=position, per_100=0.1, repeats=0).controlled[0].win_rate
+    for pairs in many(300, 60, quality=0.5, spread=0.0, position=position, per_100=0.1, repeats=0):
+        found = length_controlled(pairs).win_rate
         errors.append(found.estimate - truth)
         hits += found.low <= truth <= found.high
     assert hits >= stats.binom.ppf(0.001, 60, 0.95), hits

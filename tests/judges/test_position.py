@@ -10,7 +10,7 @@ from scipy import stats
 from evalkit import tables
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.position import PositionBias, position_bias
-from tests.judges.simulated import judge_table, true_excess, true_lead
+from tests.judges.simulated import judge_table, many, true_excess, true_lead
 
 REPETITIONS = 150
 # 95% of 150, less three standard errors of such a share.
@@ -99,14 +99,14 @@ def test_swapping_the_positions_turns_the_sign():
 )
 def test_planted_bias_is_within_its_interval_in_95_percent_of_runs(n, planted):
     lead, excess = true_lead(**planted), true_excess(**planted)
-    found = [position_bias(pairs_of(judge_table(n, seed=seed, **planted))["judge"]) for seed in range(REPETITIONS)]
+    found = [position_bias(one) for one in many(n, REPETITIONS, **planted)]
     assert sum(inside(one.bias, lead) for one in found) >= FEWEST
     assert sum(inside(one.excess, excess) for one in found) >= FEWEST
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 4.0])
 def test_a_fair_judge_however_noisy_is_called_biased_in_at_most_5_percent(noise):
-    found = [position_bias(pairs_of(judge_table(150, seed=s, noise=noise))["judge"]) for s in range(REPETITIONS)]
+    found = [position_bias(one) for one in many(150, REPETITIONS, noise=noise)]
     most = REPETITIONS * (0.05 + 3 * np.sqrt(0.05 * 0.95 / REPETITIONS))
     assert sum(one.sign == "biased" for one in found) <= most
     assert not any(one.excess is None for one in found)
