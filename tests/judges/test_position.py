@@ -132,6 +132,14 @@ def test_a_judge_that_always_contradicts_itself_is_never_called_fair(repeated, s
     assert found.most_decided > 0.9
 
 
+@pytest.mark.parametrize("repeats", [0.0, 0.1])
+def test_a_pull_in_both_directions_is_hardly_ever_called_no_sign(repeats):
+    # On half of the pairs the first gains 3 in log odds, 56 points, on the others the second.
+    found = [position_bias(one) for one in many(600, 60, both_ways=3.0, repeats=repeats)]
+    assert sum(one.sign == "no sign, adequate power" for one in found) == 0
+    assert not repeats or sum(one.sign == "biased" for one in found) >= 57
+
+
 @pytest.mark.parametrize(("n", "repeats"), [(400, 0.0), (1000, 0.5)])
 def test_a_fair_judge_is_called_so_where_it_hardly_contradicts_itself_or_has_many_repeats(n, repeats):
     # Without repeats, only consistency shows it; with them, noise is told from a pull in both directions.
