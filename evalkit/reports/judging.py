@@ -130,7 +130,7 @@ def _judge(one: JudgeAudit, console: Any) -> None:
                 f"{result.model_b} against {result.model_a} with human labels: {_share(labels.estimate)}"
                 f" ({labels.n_labelled} labels"
                 + ("" if labels.effective_labels is None else f", worth {labels.effective_labels:.0f}")
-                + f"; labels alone {_share(labels.classical)})",
+                + (f"; labels alone {_share(labels.classical)})" if labels.n_unlabelled else ")"),
             )
     alone = len(one.results) == 1
     _print(console, one.results[0].sentence() if alone else one.results[0].sentence_on_bias())
