@@ -1,10 +1,14 @@
-"""Seconds for an audit of 100,000 verdicts, as a user gives it.
+"""Seconds for an audit of 100,000 verdicts, as a user gives it; and how often the verdicts on position are right.
 
 python benchmarks/judge_audit.py --json
+python benchmarks/judge_audit.py --simulate 300
 
 The verdicts are of three judges on ten pairs of five models and 800 questions, in both orders, a tenth of them twice,
 with lengths and human labels for a tenth, in a Parquet file and as JSON lines. Reading, every bias by pair of models,
 the panel and the ratings are in the time, from the start of Python to the last line of JSON. The bar is 10 seconds.
+
+With `--simulate` nothing is timed: judges with known position effects judge that many samples each, and the table of
+docs/judge.md is printed.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from harness import alternate, arguments, finish, show, time_command
+from harness import ROOT, alternate, arguments, finish, show, time_command
 
 from evalkit import tables
 
@@ -56,11 +60,54 @@ def verdicts() -> object:
     return tables.from_columns(tables.VERDICTS, columns)
 
 
+SIMULATED = {
+    "fair, 100 pairs": (100, {}),
+    "fair and very noisy, 100 pairs": (100, {"noise": 4.0}),
+    "fair and nearly without noise, 300 pairs": (300, {"noise": 0.1}),
+    "first position gains 1 in log odds, 300 pairs": (300, {"position": 1.0}),
+    "gains 3, 300 pairs": (300, {"position": 3.0}),
+    "gains 3 on half of the pairs, costs 3 on the others, 300 pairs": (300, {"both_ways": 3.0}),
+    "fair, half of 2,000 pairs repeated": (2000, {"repeats": 0.5}),
+}
+
+
+def simulate(n: int) -> dict[str, float]:
+    """Print how often judges are called biased or not, and how often intervals hold the true value."""
+    sys.path.insert(0, str(ROOT))
+    from evalkit.judges.position import position_bias
+    from tests.judges.simulated import many, true_excess, true_lead
+
+    rows, figures = [], {}
+    for name, (n_pairs, planted) in SIMULATED.items():
+        known = {key: value for key, value in planted.items() if key in ("position", "noise")}
+        lead = true_lead(**{"position": 0.0} | known)
+        excess = true_excess(**{"position": planted.get("both_ways", 0.0)} | known)
+        found = [position_bias(one) for one in many(n_pairs, n, **planted)]
+        shares = (
+            np.mean([one.sign == "biased" for one in found]),
+            np.mean([one.sign == "no sign, adequate power" for one in found]),
+            np.mean([one.bias.low <= lead <= one.bias.high for one in found]),
+            np.mean([one.excess.low <= excess <= one.excess.high for one in found]),
+        )
+        rows.append((name, *(f"{share:.1%}" for share in shares)))
+        figures[name] = round(float(shares[0]), 4)
+    show(
+        f"{n} simulations each, 10% repeated unless said",
+        ("judge", "called biased", "called no sign", "lead within its 95% interval", "excess within"),
+        rows,
+    )
+    return figures
+
+
 def main() -> None:
     """Time the command on both kinds of files."""
     options = arguments(__doc__.splitlines()[0])
     options.add_argument("--runs", type=int, default=3, help="timed runs of each side (default: 3)")
+    options.add_argument("--simulate", type=int, metavar="N", help="instead, simulate each kind of judge N times")
     given = options.parse_args()
+    if given.simulate:
+        finish(given, simulate(given.simulate))
+        return
     table = verdicts()
     with tempfile.TemporaryDirectory() as folder:
         parquet, lines = Path(folder) / "verdicts.parquet", Path(folder) / "verdicts.jsonl"

@@ -1317,6 +1317,7 @@ JudgeSmallestOption = Annotated[
     "others: evalkit judge --verdicts judgements.jsonl",
 )
 def judge(
+    context: typer.Context,
     run_a: Annotated[
         Path | None, typer.Argument(metavar="[A]", help="A run directory, or a file of questions and answers.")
     ] = None,
@@ -1379,11 +1380,8 @@ def judge(
 
     collected: Collected | None = None
     judgement = None
+    _refuse_idle(context, is_judging=not verdicts)
     if verdicts:
-        if run_a is not None or judge_model is not None:
-            raise SpecError(
-                "verdicts are given, so nothing is judged", where="--verdicts", do="Leave out A, B and --judge"
-            )
         collected = read_verdicts(verdicts, kind=verdict_format, columns=_columns(columns))
         table = collected.table
     else:
@@ -1432,6 +1430,22 @@ def judge(
         render_audit(found, console)
     if judgement is not None and judgement.why_failed.get("request failed"):
         raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _refuse_idle(context: typer.Context, *, is_judging: bool) -> None:
+    """Refuse what was given and would do nothing: what judges beside verdicts, what reads them where there are none."""
+    from evalkit.errors import SpecError
+
+    reading = {"verdicts", "verdict_format", "columns"}
+    for one in context.command.params:
+        name = str(one.name)
+        idle = name in reading if is_judging else name not in reading | {"labels", "own", "smallest_bias", "as_json"}
+        source = context.get_parameter_source(name)
+        if idle and source is not None and source.name == "COMMANDLINE":
+            where = one.opts[0] if one.opts[0].startswith("-") else "A, B"
+            if is_judging:
+                raise SpecError("there are no verdicts to read", where=where, do="Leave it out, or give --verdicts")
+            raise SpecError("verdicts are given, so nothing is judged", where=where, do="Leave it out, or --verdicts")
 
 
 def _judge_engine(model: str, out: Path, *, base_url: str | None, backend: str | None, **given: Any) -> RunSpec:

@@ -149,7 +149,7 @@ VERDICTS: Final = TableSchema(
             ("winner", _text),
         ],
         optional=[
-            # Null where nobody wrote down which answer was shown first.
+            # Null where nobody wrote down which answer was shown first; "none" where none was, as each was rated apart.
             ("order", _text),
             ("task", _text),
             ("doc_hash", _text),
@@ -165,7 +165,7 @@ VERDICTS: Final = TableSchema(
         ],
     ),
     key=("judge", "pair_id", "order", "repeat"),
-    choices={"winner": ("a", "b", "tie", "error"), "order": ("ab", "ba"), "label": ("a", "b", "tie")},
+    choices={"winner": ("a", "b", "tie", "error"), "order": ("ab", "ba", "none"), "label": ("a", "b", "tie")},
 )
 
 TABLES: Final[Mapping[str, TableSchema]] = {

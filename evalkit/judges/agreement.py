@@ -35,17 +35,21 @@ class Agreement(Result):
     n
         Units with at least two ratings.
     n_single
-        Units with fewer, which are left out (Krippendorff's rule).
+        Units with one. They tell nothing of agreement, but of the prevalence that Fleiss and Gwet take chance from
+        (Gwet 2014); Krippendorff leaves them out.
     raw
         Chance that two raters of a unit agree, weighted.
     cohen
         Cohen's kappa of two raters, who keep their own prevalences; None for more.
     fleiss, krippendorff, gwet
-        Fleiss' kappa, Krippendorff's alpha, and Gwet's AC1 (AC2 with weights).
+        Fleiss' kappa, Krippendorff's alpha, and Gwet's AC1 (AC2 with weights). Cohen, Fleiss and Krippendorff are None
+        where all ratings are of one category: chance would agree as well, so they are not defined.
     prevalence
         Share of each category, by name.
     weights
         How far apart categories are: nominal, linear or quadratic.
+    warnings
+        What to know.
     """
 
     raters: tuple[str, ...]
@@ -53,18 +57,17 @@ class Agreement(Result):
     n_single: int
     raw: Estimate
     cohen: Estimate | None
-    fleiss: Estimate
-    krippendorff: Estimate
+    fleiss: Estimate | None
+    krippendorff: Estimate | None
     gwet: Estimate
     prevalence: tuple[tuple[str, float], ...]
     weights: str
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        cohen = "" if self.cohen is None else f", Cohen {self.cohen.estimate:.3f}"
-        return (
-            f"{' and '.join(self.raters)}: agree on {100 * self.raw.estimate:.1f}% of {self.n}{cohen}, Krippendorff"
-            f" {self.krippendorff.estimate:.3f}, Gwet AC1 {self.gwet.estimate:.3f}"
-        )
+        named = (("Cohen", self.cohen), ("Krippendorff", self.krippendorff), ("Gwet AC1", self.gwet))
+        found = "".join(f", {name} {of.estimate:.3f}" for name, of in named if of is not None)
+        return f"{' and '.join(self.raters)}: agree on {100 * self.raw.estimate:.1f}% of {self.n}{found}"
 
 
 def agreement(
@@ -120,24 +123,66 @@ def agreement(
     several = n_ratings >= 2
     if not several.any():
         raise InputError("no unit has two ratings", where="agreement", do="Give raters that rated the same units")
-    kept = given[several]
+    any_rating = n_ratings >= 1
+    kept, several = given[any_rating], several[any_rating]
     if weights == "nominal":
         used = np.unique(kept[kept >= 0])
         kept = np.where(kept >= 0, np.searchsorted(used, kept), -1)
         categories, q = [categories[int(k)] for k in used], len(used)
         W = _weights(q, weights)
-    codes, sizes = cluster_codes(None if cluster is None else np.asarray(cluster)[several], len(kept))
+    codes, sizes = cluster_codes(None if cluster is None else np.asarray(cluster)[any_rating], len(kept))
     counts = np.stack([(kept == k).sum(axis=1) for k in range(q)], axis=1).astype(float)
     m = counts.sum(axis=1)
     # Of two ratings of one unit, the weight of their categories: sum_k r_k (W r - 1)_k / (m (m - 1)).
-    observed = (np.sum(counts * (counts @ W), axis=1) - m) / (m * (m - 1))
-    units = [observed, np.ones(len(kept)), *(counts / m[:, None]).T, m, *counts.T, m * observed]
+    observed = np.where(several, (np.sum(counts * (counts @ W), axis=1) - m) / np.maximum(m * (m - 1), 1), 0.0)
+    pairable = counts * several[:, None]
+    units = [observed, several, *(counts / m[:, None]).T, m * several, *pairable.T, m * observed]
     totals = _sums(np.column_stack(units), codes, len(sizes))
 
+    formulas = _coefficients(W)
+    clustered, n = len(sizes) < len(kept), int(several.sum())
+
+    def of(function: Callable[[Floats], Floats], sums: Floats, what: str, n_items: int) -> Estimate:
+        return _jackknife(function, sums, confidence_level, what, n_items, clustered=clustered)
+
+    # Clusters with single ratings only tell what is common, and nothing of agreement.
+    agreeing = totals[totals[:, 1] > 0]
+    cohen = fleiss_kappa = alpha = None
+    warnings: tuple[str, ...] = ()
+    if len(np.unique(kept[several][kept[several] >= 0])) > 1:
+        if given.shape[1] == 2:
+            confusion = np.zeros((n, q * q))
+            confusion[np.arange(n), kept[several] @ [q, 1]] = 1.0
+            sums = _sums(confusion, codes[several], len(sizes))[totals[:, 1] > 0]
+            cohen = of(lambda t: _cohen(t, W), sums, "Cohen's kappa", n)
+        fleiss_kappa = of(formulas["fleiss"], totals, "Fleiss' kappa", len(kept))
+        alpha = of(formulas["krippendorff"], agreeing, "Krippendorff's alpha", n)
+    else:
+        warnings = ("all ratings are of one category, so there is no agreement beyond chance to speak of",)
+    share = counts.sum(axis=0) / counts.sum()
+    return Agreement(
+        raters=names,
+        n=n,
+        n_single=int((~several).sum()),
+        raw=of(formulas["raw"], agreeing, "the agreement of two raters", n),
+        cohen=cohen,
+        fleiss=fleiss_kappa,
+        krippendorff=alpha,
+        gwet=of(formulas["gwet"], totals, f"Gwet's {'AC1' if weights == 'nominal' else 'AC2'}", len(kept)),
+        prevalence=tuple(zip(categories, share.tolist(), strict=True)),
+        weights=weights,
+        warnings=warnings,
+    )
+
+
+def _coefficients(W: Floats) -> dict[str, Callable[[Floats], Floats]]:
+    """Each coefficient as a function of sums over units, shape (..., columns) with those of `units` in `agreement`."""
+    q = len(W)
+
     def parts(t: Floats) -> tuple[Floats, Floats, Floats]:
-        n = t[..., 1]
-        pa = t[..., 0] / n
-        pi = t[..., 2 : 2 + q] / n[..., None]
+        pa = t[..., 0] / t[..., 1]
+        shares = t[..., 2 : 2 + q]
+        pi = shares / shares.sum(axis=-1, keepdims=True)
         return pa, pi, np.einsum("...k,kl,...l->...", pi, W, pi)
 
     def raw(t: Floats) -> Floats:
@@ -160,28 +205,7 @@ def agreement(
         same = np.einsum("...k,kl,...l->...", values, W, values) - total
         return _beyond(pa, same / (total * (total - 1)))
 
-    def of(function: Callable[[Floats], Floats], sums: Floats, what: str, n_items: int) -> Estimate:
-        return _jackknife(function, sums, confidence_level, what, n_items, clustered=len(sizes) < len(kept))
-
-    cohen = None
-    if given.shape[1] == 2:
-        confusion = np.zeros((len(kept), q * q))
-        confusion[np.arange(len(kept)), kept[:, 0] * q + kept[:, 1]] = 1.0
-        sums = _sums(confusion, codes, len(sizes))
-        cohen = of(lambda t: _cohen(t, W), sums, "Cohen's kappa", len(kept))
-    share = counts.sum(axis=0) / counts.sum()
-    return Agreement(
-        raters=names,
-        n=len(kept),
-        n_single=int((~several).sum()),
-        raw=of(raw, totals, "the agreement of two raters", len(kept)),
-        cohen=cohen,
-        fleiss=of(fleiss, totals, "Fleiss' kappa", len(kept)),
-        krippendorff=of(krippendorff, totals, "Krippendorff's alpha", len(kept)),
-        gwet=of(gwet, totals, "Gwet's AC1" if weights == "nominal" else "Gwet's AC2", len(kept)),
-        prevalence=tuple(zip(categories, share.tolist(), strict=True)),
-        weights=weights,
-    )
+    return {"raw": raw, "fleiss": fleiss, "gwet": gwet, "krippendorff": krippendorff}
 
 
 def _cohen(t: Floats, W: Floats) -> Floats:
@@ -200,7 +224,7 @@ def _weights(q: int, kind: str) -> Floats:
 
 
 def _beyond(observed: Floats, chance: Floats) -> Floats:
-    # One category only: agreement is perfect, and chance would be, too.
+    # Without a cluster, the others may all be of one category.
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Floats = np.where(chance < 1 - 1e-12, (observed - chance) / (1 - chance), np.nan)
     return found
@@ -225,10 +249,7 @@ def _jackknife(
     value = float(function(whole))
     low = high = error = None
     warnings: tuple[str, ...] = ()
-    if np.isnan(value):
-        warnings = ("all ratings are of one category, so there is no agreement beyond chance to speak of",)
-        value = 0.0
-    elif n < MIN_CLUSTERS:
+    if n < MIN_CLUSTERS:
         warnings = (f"{n} units are too few for an interval",)
     else:
         left = function(whole - sums)

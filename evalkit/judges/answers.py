@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from evalkit import tables
-from evalkit.errors import InputError
+from evalkit.errors import InputError, SpecError
 
 _QUESTION: Final = ("question", "instruction", "prompt", "input")
 _ANSWER: Final = ("answer", "response", "output")
@@ -80,8 +81,12 @@ def pair_answers(a: Answers, b: Answers, *, limit: int | None = None, seed: int 
     Raises
     ------
     InputError
-        They have no question in common.
+        They have no question in common, or two tasks and hashes of a file make one name.
+    SpecError
+        The limit or the seed is no number of pairs or no seed.
     """
+    if (limit is not None and limit < 1) or seed < 0:
+        raise SpecError(f"{limit} pairs, seed {seed}", where="--limit, --seed", do="Give at least 1, and a seed from 0")
     shared = [key for key in a.rows if key in b.rows]
     if not shared:
         raise InputError(
@@ -92,20 +97,19 @@ def pair_answers(a: Answers, b: Answers, *, limit: int | None = None, seed: int 
     left: dict[str, int] = {}
     for one, other in ((a, b), (b, a)):
         if missing := len(one.rows) - len(shared):
-            left[f"only {one.name if one.name != other.name else 'one of them'} has an answer"] = missing
+            why = f"only {one.name if one.name != other.name else 'one of them'} has an answer"
+            left[why] = left.get(why, 0) + missing
         for why, count in one.left_out.items():
-            left[f"{one.name}: {why}"] = count
+            left[f"{one.name}: {why}"] = left.get(f"{one.name}: {why}", 0) + count
     if limit is not None and limit < len(shared):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(shared))[:limit])
         shared = [shared[at] for at in chosen]
     names = (a.name, b.name) if a.name != b.name else (f"{a.name} (A)", f"{b.name} (B)")
-    several = len({task for task, _ in shared}) > 1
-    pairs = [
-        AnswerPair(
-            f"{task} {doc_hash[:16]}" if several else doc_hash[:16], a.rows[task, doc_hash], b.rows[task, doc_hash]
-        )
-        for task, doc_hash in shared
-    ]
+    pairs = [AnswerPair(" ".join(filter(None, key)), a.rows[key], b.rows[key]) for key in shared]
+    # A verdict, and the marks around the texts, belong to a pair by its name.
+    name, count = Counter(one.pair_id for one in pairs).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{count} pairs are named '{name}'", where=f"{a.name} and {b.name}", do="Change doc_hash")
     return AnswerPairs(*names, tuple(pairs), left)
 
 
@@ -186,11 +190,11 @@ def _of_file(path: Path) -> Answers:
     names: set[str] = set()
     for _, row in listed:
         question, text = _first(row, _QUESTION), _first(row, _ANSWER)
-        if question is None or text is None:
+        if not question or text is None:
             left["rows without question or answer"] = left.get("rows without question or answer", 0) + 1
             continue
-        doc_hash = str(row.get("doc_hash") or hashlib.sha256(question.encode()).hexdigest())
-        key = str(row.get("task") or path.stem), doc_hash
+        doc_hash = _first(row, ("doc_hash",)) or hashlib.sha256(question.encode()).hexdigest()
+        key = _first(row, ("task",)) or "", doc_hash
         if key in rows:
             left["further answers to the same question"] = left.get("further answers to the same question", 0) + 1
             continue
@@ -200,10 +204,12 @@ def _of_file(path: Path) -> Answers:
         raise InputError(
             "there is no row with a question and an answer", where=str(path), do="Name the columns question and answer"
         )
-    # Two files are of two models: their own names are no task.
-    rows = {("", h) if task == path.stem else (task, h): one for (task, h), one in rows.items()}
     return Answers(names.pop() if len(names) == 1 else path.stem, rows, left)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((str(row[name]) for name in names if isinstance(row.get(name), str) and row[name] != ""), None)
+    """The first text or number that is there; an empty text only if there is no other."""
+    texts = [
+        str(row[name]) for name in names if isinstance(row.get(name), str | int | float) and row[name] == row[name]
+    ]
+    return next(filter(None, texts), texts[0] if texts else None)

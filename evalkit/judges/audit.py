@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
 
 from evalkit.errors import InputError
 from evalkit.judges.agreement import Agreement, agreement
-from evalkit.judges.corrected import PairResult, pair_result, win_rate_only
+from evalkit.judges.corrected import PairResult, pair_result, rate, settled
 from evalkit.judges.length import Verbosity, verbosity
-from evalkit.judges.pairs import Pairs, pairs_of
-from evalkit.judges.position import SMALLEST_BIAS, PositionBias, position_bias, sign_of
-from evalkit.judges.selfpreference import SelfPreference, self_preference
+from evalkit.judges.pairs import AB, BA, Pairs, pairs_of
+from evalkit.judges.position import SMALLEST_BIAS, PositionBias, position_bias
+from evalkit.judges.selfpreference import SelfPreference, others_say, self_preference
 from evalkit.judges.verdicts import HumanLabels
 from evalkit.stats.multiple import benjamini_hochberg, holm
 from evalkit.stats.ratings import Ratings, bradley_terry
@@ -33,8 +35,8 @@ _FEWEST_BY_GAP: Final = 60
 class Slice(Result):
     """Position bias of a part of the pairs: a task, or a pair of models with the gap between them.
 
-    p values and signs are adjusted over the parts of one kind (Benjamini and Hochberg). `gap` is |win rate - 1/2| after
-    both orders: judges contradict themselves most where answers are about as good.
+    p values and signs are adjusted over the parts of one kind (Benjamini and Hochberg). `gap` is |win rate - 1/2|: of a
+    pair of models after both orders, which contradictions draw to 0; of parts by gap, by the other judges.
     """
 
     name: str
@@ -57,8 +59,9 @@ class JudgeAudit(Result):
     by_task, by_models
         The same by task and by pair of models, where there are several.
     by_gap
-        The same by how far apart the answers are by the judge's own probabilities, in thirds; empty without them. The
-        averages over both orders are used, in which the position cancels.
+        The same by how far apart the answers are by the other judges (|mean win rate - 1/2|, in thirds); empty without
+        other judges. The judge's own verdicts would not do: pairs on which it contradicts itself would be the close
+        ones by construction.
     verbosity
         What length does.
     self_preference
@@ -108,11 +111,14 @@ class Panel(Result):
     n_pairs
         Pairs that at least two of them judged.
     agreement
-        Of their verdicts after both orders (a, tie, b).
+        Of their verdicts after both orders (a, tie, b), or of answers rated apart. A judge's pairs in one order are
+        left out; all are used, with a warning, where it has no others.
     majority, average
         Win rate of B by each pair of models: of majority votes (no majority is a tie), and of the judges' mean.
     n_disagreements, disagreements
         Pairs that one judge gives to A and another to B; the first of them.
+    warnings
+        What to know.
     """
 
     judges: tuple[str, ...]
@@ -122,6 +128,7 @@ class Panel(Result):
     average: tuple[Estimate, ...]
     n_disagreements: int
     disagreements: tuple[Disagreement, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,17 +198,21 @@ def audit(
         _of_judge(pairs, by_judge, families or {}, smallest_bias=smallest_bias, **level) for pairs in by_judge.values()
     )
     ratings = [(name, found) for name, pairs in by_judge.items() if (found := _ratings(pairs, warnings, **level))]
-    return Audit(judges, _panel(by_judge, **level), _humans(labels, **level), tuple(ratings), tuple(warnings))
+    humans = _humans(labels, by_judge, **level)
+    return Audit(judges, _panel(by_judge, **level), humans, tuple(ratings), tuple(warnings))
 
 
-def _humans(labels: HumanLabels | None, *, confidence_level: float) -> Agreement | None:
+def _humans(labels: HumanLabels | None, by_judge: Mapping[str, Pairs], *, confidence_level: float) -> Agreement | None:
     """How far the human raters agree with each other: no judge can be asked for more."""
     raters = sorted({rater for of in labels.ratings.values() for rater in of}) if labels else []
     if labels is None or len(raters) < 2 or all(len(of) < 2 for of in labels.ratings.values()):
         return None
     codes = {"a": 0, "tie": 1, "b": 2}
     ratings = [[codes[of[rater]] if rater in of else -1 for rater in raters] for of in labels.ratings.values()]
-    return agreement(ratings, raters=raters, confidence_level=confidence_level)
+    # Labels are by pair or by question; several pairs of one question are no independent evidence.
+    prompt = {pair: q for one in by_judge.values() for pair, q in zip(one.pair_id, one.prompt, strict=True)}
+    cluster = [str(prompt.get(name, name)) for name in labels.ratings]
+    return agreement(ratings, raters=raters, cluster=cluster, confidence_level=confidence_level)
 
 
 def _label_warnings(labels: Mapping[str, str] | None, by_judge: Mapping[str, Pairs]) -> list[str]:
@@ -226,7 +237,7 @@ def _of_judge(
     confidence_level: float,
 ) -> JudgeAudit:
     level = {"confidence_level": confidence_level}
-    position = position_bias(pairs, smallest_bias=smallest_bias, **level)
+    position = position_bias(pairs, smallest_bias=smallest_bias, alpha=1 - confidence_level, **level)
     of_length = verbosity(pairs, **level)
     controlled = {(one.model_a, one.model_b): one for one in of_length.controlled}
     own = list(dict.fromkeys((pairs.judge, *families.get(pairs.judge, ()))))
@@ -253,9 +264,9 @@ def _of_judge(
             {task: pairs.task == task for task in tasks[:_MOST_TASKS]}, pairs, smallest_bias, confidence_level
         ),
         by_models=_slices({f"{a} / {b}": rows[a, b] for a, b in rows}, pairs, smallest_bias, confidence_level),
-        by_gap=_by_gap(pairs, smallest_bias, confidence_level),
+        by_gap=_by_gap(pairs, others, smallest_bias, confidence_level),
         verbosity=of_length,
-        self_preference=self_preference(pairs, own, others, **level),
+        self_preference=self_preference(pairs, own, others, families, **level),
         with_humans=_with_humans(pairs, confidence_level, both=False),
         with_humans_both=_with_humans(pairs, confidence_level, both=True),
         results=_holm_adjusted(
@@ -286,10 +297,10 @@ def _slices(
         # Between several pairs of models A and B mean nothing.
         gap = abs(float(win.mean()) - 0.5) if len(win) and len(of.models) == 1 else None
         found.append(Slice(name, gap, position))
-    return _adjusted(found, smallest_bias, 1 - confidence_level)
+    return _adjusted(found, 1 - confidence_level)
 
 
-def _adjusted(slices: Sequence[Slice], smallest_bias: float, alpha: float) -> tuple[Slice, ...]:
+def _adjusted(slices: Sequence[Slice], alpha: float) -> tuple[Slice, ...]:
     """Benjamini and Hochberg's q over the slices in place of their own p, and the signs by it."""
     tested = [one for one in slices if one.position.p_adjusted is not None]
     if not tested:
@@ -298,41 +309,46 @@ def _adjusted(slices: Sequence[Slice], smallest_bias: float, alpha: float) -> tu
     found = []
     for one in slices:
         position = one.position
-        if position.p_adjusted is not None and position.bias is not None:
-            value = next(q)
-            sign = sign_of(value, position.bias, smallest_bias=smallest_bias, alpha=alpha)
-            position = replace(position, p_adjusted=value, sign=sign)
+        if position.p_adjusted is not None:
+            position = position.with_sign(next(q), alpha=alpha)
         found.append(replace(one, position=position))
     return tuple(found)
 
 
-def _by_gap(pairs: Pairs, smallest_bias: float, confidence_level: float) -> tuple[Slice, ...]:
-    """Thirds of the pairs by |preference - 1/2|, the closest first."""
-    known = np.flatnonzero(pairs.both)
-    if not pairs.has_preferences or len(known) < _FEWEST_BY_GAP:
+def _by_gap(
+    pairs: Pairs, others: Mapping[str, Pairs], smallest_bias: float, confidence_level: float
+) -> tuple[Slice, ...]:
+    """Thirds of the pairs by how far apart the other judges find the answers, the closest first."""
+    fair = {name: other.take(settled(other)) for name, other in others.items()}
+    fair = {name: other for name, other in fair.items() if len(other)}
+    gaps = np.abs(others_say(pairs, fair, {name: (name,) for name in fair})[0] - 0.5)
+    known = pairs.both & ~np.isnan(gaps)
+    if known.sum() < _FEWEST_BY_GAP:
         return ()
-    gaps = np.abs(pairs.soft[known] - 0.5)
-    thirds = np.array_split(known[np.argsort(gaps, kind="stable")], 3)
-    masks = dict(zip(("close", "between", "far apart"), thirds, strict=True))
+    # By mean ranks, so that gaps that are equal, as those of few judges are, stay together; a part may be empty.
+    third = np.full(len(pairs), -1.0)
+    third[known] = 3 * (stats.rankdata(gaps[known]) - 0.5) // known.sum()
+    masks = {name: third == at for at, name in enumerate(("close", "between", "far apart"))}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
     slices = _slices(masks, pairs, smallest_bias, confidence_level)
-    return tuple(replace(one, gap=float(np.abs(pairs.soft[masks[one.name]] - 0.5).mean())) for one in slices)
+    return tuple(replace(one, gap=float(gaps[masks[one.name]].mean())) for one in slices)
 
 
-def _verdicts(pairs: Pairs) -> np.ndarray:
-    """a, tie or b of each pair after both orders; -1 where there is no verdict."""
-    return np.where(np.isnan(pairs.win), -1, 1 + np.sign(np.nan_to_num(pairs.win, nan=0.5) - 0.5)).astype(np.int64)
+def _verdicts(wins: np.ndarray) -> np.ndarray:
+    """0 (A), 1 (a tie) or 2 (B) by win rates of B; -1 where there is none."""
+    return np.where(np.isnan(wins), -1, 1 + np.sign(np.nan_to_num(wins, nan=0.5) - 0.5)).astype(np.int64)
 
 
 def _with_humans(pairs: Pairs, confidence_level: float, *, both: bool) -> Agreement | None:
     """Agreement with human labels: of the first call of each order, or of the verdict after both orders."""
-    labelled = ~np.isnan(pairs.label) & ~np.isnan(pairs.win)
+    labelled = ~np.isnan(pairs.label) & (settled(pairs) if both else ~np.isnan(pairs.win))
     if labelled.sum() < 2 or (both and not pairs.both.any()):
         return None
     of = pairs.take(labelled)
     humans = (np.nan_to_num(of.label) * 2).astype(np.int64)
     if both:
         at: np.ndarray = np.arange(len(of))
-        verdicts = _verdicts(of)
+        verdicts = _verdicts(of.win)
     else:
         at, order = np.nonzero(of.first >= 0)
         verdicts = of.first[at, order]
@@ -355,9 +371,15 @@ def _panel(by_judge: Mapping[str, Pairs], *, confidence_level: float) -> Panel |
     n, names = len(place), tuple(by_judge)
     wins = np.full((n, len(names)), np.nan)
     where = np.zeros((len(names), n), dtype=np.int64) - 1
+    warnings = []
     for column, pairs in enumerate(by_judge.values()):
+        fair = settled(pairs)
+        if not fair.any():
+            warnings.append(f"{pairs.judge}: its verdicts are of one order, or of an unknown one")
+        elif n_single := int((~fair & ~np.isnan(pairs.win)).sum()):
+            warnings.append(f"{pairs.judge}: {n_single} pairs without verdicts in both orders are left out")
         at = np.array([place[key] for key in zip(pairs.pair_id, pairs.model_a, pairs.model_b, strict=True)])
-        wins[at, column] = pairs.win
+        wins[at, column] = np.where(fair, pairs.win, np.nan) if fair.any() else pairs.win
         where[column, at] = np.arange(len(pairs))
     known = ~np.isnan(wins)
     shared = np.flatnonzero(known.sum(axis=1) >= 2)
@@ -374,11 +396,10 @@ def _panel(by_judge: Mapping[str, Pairs], *, confidence_level: float) -> Panel |
     # Clusters are numbered alike by judges of the same pairs only; the question itself is what they share.
     cluster = np.unique([f"{one.prompt[k]}" for one, k in zip(base, rows, strict=True)], return_inverse=True)[1]
     models = np.array([f"{one.model_a[k]}\0{one.model_b[k]}" for one, k in zip(base, rows, strict=True)], dtype=object)
-    codes = np.where(np.isnan(signs), -1, np.nan_to_num(signs) + 1).astype(np.int64)
     return Panel(
         judges=names,
         n_pairs=len(shared),
-        agreement=agreement(codes, raters=names, cluster=cluster, confidence_level=confidence_level),  # type: ignore[arg-type]
+        agreement=agreement(_verdicts(wins), raters=names, cluster=cluster, confidence_level=confidence_level),  # type: ignore[arg-type]
         majority=_panel_results((np.sign(votes) + 1) / 2, models, cluster, confidence_level),
         average=_panel_results(np.nanmean(wins, axis=1), models, cluster, confidence_level),
         n_disagreements=len(split),
@@ -388,6 +409,7 @@ def _panel(by_judge: Mapping[str, Pairs], *, confidence_level: float) -> Panel |
             )
             for i in split[:_LISTED].tolist()
         ),
+        warnings=tuple(warnings),
     )
 
 
@@ -398,7 +420,8 @@ def _panel_results(
     for name in dict.fromkeys(models.tolist()):
         mask = models == name
         a, b = name.split("\0")
-        found.append(win_rate_only(a, b, wins[mask], cluster[mask], confidence_level=confidence_level))
+        what = f"the win rate of {b} over {a}"
+        found.append(rate(wins[mask], cluster[mask], what, confidence_level=confidence_level))
     return tuple(found)
 
 
@@ -412,14 +435,23 @@ def _ratings(pairs: Pairs, warnings: list[str], *, confidence_level: float) -> R
     # Both orders as two comparisons of one question: the covariance is over questions.
     at, order = np.nonzero(of.n_calls > 0)
     outcome = np.round(of.by_order[at, order] * 2) / 2
+    given: dict[str, Any] = {
+        "first": of.model_b[at].tolist(),
+        "second": of.model_a[at].tolist(),
+        "wins": outcome,
+        "cluster": of.cluster[at].tolist(),
+        "confidence_level": confidence_level,
+    }
+    shown_first = np.select([order == BA, order == AB], [0.5, -0.5], 0.0)
+    position: dict[str, Any] = {"covariates": shown_first[:, None], "covariate_names": ["being shown first"]}
+    if shown_first.any():
+        # It cannot always be told from strengths; whatever else is wrong comes again below.
+        with suppress(InputError):
+            return bradley_terry(**given, **position)
+    if not of.order_free.all():
+        warnings.append(f"{pairs.judge}: the judge's position bias, if it has one, is in the ratings")
     try:
-        return bradley_terry(
-            of.model_b[at].tolist(),
-            of.model_a[at].tolist(),
-            outcome,
-            cluster=of.cluster[at].tolist(),
-            confidence_level=confidence_level,
-        )
+        return bradley_terry(**given)
     except InputError as error:
         warnings.append(f"{pairs.judge}: no ratings: {error}")
         return None

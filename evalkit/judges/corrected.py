@@ -42,10 +42,10 @@ class PairResult(Result):
     if_consistent
         A win only if both orders agree, else a tie (Zheng et al. 2023, arXiv:2306.05685).
     averaged
-        The mean over both orders (balanced position calibration of Wang et al. 2023).
+        The mean over both orders (balanced position calibration of Wang et al. 2023), also of answers rated apart.
     corrected
         The same with the pairs that were judged in one order only: the bias that the others show is taken out of
-        them, and its error is carried into the interval. Equal to `averaged` where all pairs have both orders.
+        them, and its error is carried into the interval. Equal to `averaged` where there are none of these.
     test
         That both models are as good, by `averaged` and sign flips.
     bounds
@@ -53,12 +53,15 @@ class PairResult(Result):
     length_controlled
         At equal length.
     with_labels
-        With human labels (prediction-powered).
+        With human labels (prediction-powered); where all pairs have one, their own mean.
     soft
         `averaged` of the judge's probabilities, where it tells them.
     smallest_one_order
         A difference of win rates (B - A, proportion) below this cannot be told from position bias, if the judge is
         asked in one order: the far end of the bias' interval.
+    position_known_from
+        Pairs in both orders, of all the judge's models, that its bias is known from; None where answers were rated
+        apart, so that no position can be favoured.
     smallest_both_orders
         The half-width of the interval of the difference of the win rates after both orders.
     warnings
@@ -84,6 +87,7 @@ class PairResult(Result):
     with_labels: Corrected | None
     soft: Estimate | None
     smallest_one_order: float | None
+    position_known_from: int | None
     smallest_both_orders: float | None
     warnings: tuple[str, ...] = ()
     p_adjusted: float | None = None
@@ -93,17 +97,31 @@ class PairResult(Result):
         """The result to go by: with labels, else corrected."""
         return self.with_labels.estimate if self.with_labels is not None else self.corrected
 
-    def sentence(self) -> str:
-        """Say which differences this judge cannot tell from its position bias."""
+    def sentence_on_bias(self) -> str:
+        """Say which differences the judge cannot tell from its position bias."""
+        if self.position_known_from is None:
+            return "Each answer was rated by itself, so this judge has no position to favour."
         if self.smallest_one_order is None:
-            return (
-                "The position bias of this judge is unknown, as no pair was judged in both orders: no difference can be"
-                " told from it."
+            why = (
+                f"{self.position_known_from} pairs in both orders, or their questions, are too few"
+                if self.position_known_from
+                else "no pair was judged in both orders"
             )
+            return f"The position bias of this judge is unknown, as {why}: no difference can be told from it."
+        return (
+            f"With this judge, differences under {100 * self.smallest_one_order:.1f} points cannot be told from"
+            " position bias when it is asked in one order."
+        )
+
+    def sentence(self) -> str:
+        """Say which differences cannot be told from position bias, and which not from chance."""
+        if self.smallest_one_order is None and self.position_known_from is not None:
+            return self.sentence_on_bias()
+        after = "On" if self.position_known_from is None else "After both orders, on"
         noise = (
             ""
             if self.smallest_both_orders is None
-            else f" After both orders, on {self.n_used} pairs, differences under"
+            else f" {after} {self.n_used} pairs, differences under"
             f" {100 * self.smallest_both_orders:.1f} points cannot be told from chance."
         )
         contradicted = (
@@ -113,10 +131,7 @@ class PairResult(Result):
             f" ties here, and if all were one model's, its win rate would be off by"
             f" {50 * (self.bounds[1] - self.bounds[0]):.1f} points."
         )
-        return (
-            f"With this judge, differences under {100 * self.smallest_one_order:.1f} points cannot be told from"
-            f" position bias when it is asked in one order.{noise}{contradicted}"
-        )
+        return f"{self.sentence_on_bias()}{noise}{contradicted}"
 
     def __str__(self) -> str:
         if self.best is None:
@@ -156,6 +171,7 @@ def pair_result(
         "n_failed": int((~verdict).sum()),
         "n_identical": int((verdict & pairs.identical).sum()),
         "smallest_one_order": _far_end(position.bias),
+        "position_known_from": None if position.sign == "no order" else position.n_both,
     }
     if not used.any():
         return PairResult(
@@ -164,12 +180,16 @@ def pair_result(
             warnings=("no pair has a verdict",),
         )  # fmt: skip
     of = pairs.take(used)
-    both = of.both
-    with_both = of.take(both)
+    fair, with_both = of.take(settled(of)), of.take(of.both)
     averaged = consistent = test = bounds = None
+    if len(fair):
+        averaged = _rate(fair.win, fair, "the win rate of B, averaged over both orders", confidence_level)
+        try:
+            flipped = sign_flip(2 * fair.win - 1, cluster=clusters_or_none(fair.cluster))
+            test = replace(flipped, null_hypothesis="both models win as often")
+        except InputError as error:
+            warnings.append(f"no test: {error}")
     if len(with_both):
-        cluster = clusters_or_none(with_both.cluster)
-        averaged = _rate(with_both.win, with_both, "the win rate of B, averaged over both orders", confidence_level)
         same = with_both.first[:, AB] == with_both.first[:, BA]
         agreed = np.where(same, with_both.first[:, AB] / 2, 0.5)
         consistent = _rate(agreed, with_both, "the win rate of B where both orders agree", confidence_level)
@@ -178,14 +198,8 @@ def pair_result(
             float(np.where(contradicted, 0.0, with_both.win).mean()),
             float(np.where(contradicted, 1.0, with_both.win).mean()),
         )
-        try:
-            test = replace(
-                sign_flip(2 * with_both.win - 1, cluster=cluster), null_hypothesis="both models win as often"
-            )
-        except InputError as error:
-            warnings.append(f"no test: {error}")
     corrected = _corrected(of, position, averaged, warnings, confidence_level)
-    with_labels = _with_labels(of, warnings, confidence_level)
+    with_labels = _with_labels(pairs.take(~pairs.identical), warnings, confidence_level)
     if bounds is not None and bounds[1] - bounds[0] > MOSTLY:
         warnings.append("most verdicts follow the position: the win rate is near 50% because the judge says nothing")
     if base["n_identical"]:
@@ -219,9 +233,20 @@ def _far_end(bias: Estimate | None) -> float | None:
     return max(abs(bias.low), abs(bias.high))
 
 
+def settled(pairs: Pairs) -> np.ndarray:
+    """Whether no position can have decided a pair's verdict: it was judged in both orders, or its answers apart."""
+    found: np.ndarray = pairs.both | (pairs.order_free & ~np.isnan(pairs.win))
+    return found
+
+
 def _rate(values: Floats, of: Pairs, quantity: str, confidence_level: float) -> Estimate:
-    found = mean_score(values, cluster=clusters_or_none(of.cluster), confidence_level=confidence_level)
-    found = mended(found, values, (0.0, 1.0))
+    return rate(values, of.cluster, quantity, confidence_level=confidence_level)
+
+
+def rate(wins: Floats, cluster: np.ndarray, quantity: str, *, confidence_level: float = 0.95) -> Estimate:
+    """Estimate a win rate, within 0 and 1, with `cluster` the questions as numbers."""
+    found = mean_score(wins, cluster=clusters_or_none(cluster), confidence_level=confidence_level)
+    found = mended(found, wins, (0.0, 1.0))
     low = None if found.low is None else max(found.low, 0.0)
     high = None if found.high is None else min(found.high, 1.0)
     return replace(found, low=low, high=high, quantity=quantity, population=POPULATION)
@@ -243,10 +268,10 @@ def _corrected(
     position, the estimate is mean(w_i - s_i b / 2), s_i = 0 for pairs in both orders. Its variance is that of the first
     term plus (mean s / 2)^2 Var(b), the two being taken as independent.
     """
-    if averaged is not None and of.both.all():
+    if averaged is not None and settled(of).all():
         return replace(averaged, quantity="the win rate of B, corrected for position")
     shown = np.where(of.both, 0.0, np.where(of.n_calls[:, BA] > 0, 1.0, np.where(of.n_calls[:, AB] > 0, -1.0, 0.0)))
-    unknown = ~of.both & (shown == 0)
+    unknown = ~settled(of) & (shown == 0)
     if unknown.any():
         warnings.append(
             f"of {int(unknown.sum())} pairs nobody knows which answer was shown first: nothing is corrected for them"
@@ -284,13 +309,18 @@ def _corrected(
     )
 
 
-def _with_labels(of: Pairs, warnings: list[str], confidence_level: float) -> Corrected | None:
-    labelled = ~np.isnan(of.label)
+def _with_labels(pairs: Pairs, warnings: list[str], confidence_level: float) -> Corrected | None:
+    labelled = ~np.isnan(pairs.label)
     if not labelled.any():
         return None
-    if labelled.all():
+    verdict = ~np.isnan(pairs.win)
+    if labelled[verdict].all():
         warnings.append("all pairs have human labels: the judge adds nothing to them")
-        return None
+        of = pairs.take(labelled)
+        own = _rate(of.label, of, "the win rate of B by human labels", confidence_level)
+        judge = float(np.nanmean(pairs.soft))
+        return Corrected(own, own, judge, 0.0, None, None, n_labelled=len(of), n_unlabelled=0)
+    of, labelled = pairs.take(verdict), labelled[verdict]
     clustered = clusters_or_none(of.cluster) is not None
     try:
         found = prediction_powered_mean(
@@ -305,17 +335,3 @@ def _with_labels(of: Pairs, warnings: list[str], confidence_level: float) -> Cor
         warnings.append(f"the labels cannot be used: {error}")
         return None
     return replace(found, estimate=replace(found.estimate, quantity="the win rate of B by human labels"))
-
-
-def win_rate_only(
-    model_a: str, model_b: str, wins: Floats, cluster: np.ndarray, *, confidence_level: float = 0.95
-) -> Estimate:
-    """Estimate a win rate of B over A from outcomes that are corrected already, such as those of a panel."""
-    found = mended(
-        mean_score(wins, cluster=clusters_or_none(cluster), confidence_level=confidence_level), wins, (0.0, 1.0)
-    )
-    low = None if found.low is None else max(found.low, 0.0)
-    high = None if found.high is None else min(found.high, 1.0)
-    return replace(
-        found, low=low, high=high, quantity=f"the win rate of {model_b} over {model_a}", population=POPULATION
-    )

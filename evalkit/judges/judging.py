@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 
 from evalkit import tables
-from evalkit.errors import InputError, SpecError
+from evalkit.errors import SpecError
 from evalkit.files import write_json
 from evalkit.judges.answers import AnswerPair, AnswerPairs
-from evalkit.judges.prompts import Prompt, defuse, preference_of
+from evalkit.judges.prompts import Prompt, defuse, higher_rated, preference_of
 from evalkit.judges.style import looks
 from evalkit.progress import log_to, progress_bar, warn
 from evalkit.runs.spec import RunSpec
@@ -75,6 +75,8 @@ class JudgeSpec:
             raise SpecError(f"{self.repeats} is no share of the pairs", where="--repeats", do="Give one from 0 to 1")
         if self.max_tokens < 1:
             raise SpecError(f"{self.max_tokens} tokens are none", where="--max-tokens", do="Give at least 1")
+        if self.seed < 0:
+            raise SpecError(f"{self.seed} is no seed", where="--seed", do="Give a whole number from 0")
 
 
 @dataclass(frozen=True)
@@ -329,13 +331,14 @@ def _call(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A label and a value of one call: preference of the second answer or the rating; or why there is none."""
+    """A label of one call, how far it prefers the second answer, and the labels' log-probabilities; or why not."""
 
     label: str | None
     value: float | None
     raw: str
     mass: float | None = None
     why: str = ""
+    logprobs: Sequence[float] = ()
 
 
 def _context(lm: Any, call: _Call) -> tuple[str, str]:
@@ -387,7 +390,7 @@ def _chosen(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         logprobs = [one.logprob for one in answers]
         label, value, mass = preference_of(labels, logprobs, spec.prompt)
         raw = json.dumps({name: round(value, 6) for name, value in zip(labels, logprobs, strict=True)})
-        found.append(_Outcome(label, value, raw, mass))
+        found.append(_Outcome(label, value, raw, mass, logprobs=logprobs))
     return found
 
 
@@ -405,7 +408,7 @@ def _guided(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
         if answer.error:
             found.append(_Outcome(None, None, answer.error, why="request failed"))
             continue
-        outcome = _parsed(spec, answer)
+        outcome = _parsed(spec, answer, held=True)
         logprobs = _of_labels(labels, answer.first_token or {})
         if outcome.label is None or logprobs is None:
             found.append(outcome)
@@ -413,7 +416,7 @@ def _guided(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]:
             # vLLM tells them after all but the labels were ruled out: how likely a label was at all is unknown.
             label, value, _ = preference_of(labels, logprobs, spec.prompt)
             raw = json.dumps({name: round(one, 6) for name, one in zip(labels, logprobs, strict=True)})
-            found.append(_Outcome(label, value, raw))
+            found.append(_Outcome(label, value, raw, logprobs=logprobs))
     return found
 
 
@@ -454,14 +457,14 @@ def _written(spec: JudgeSpec, lm: Any, calls: Sequence[_Call]) -> list[_Outcome]
     return found
 
 
-def _parsed(spec: JudgeSpec, answer: Any) -> _Outcome:
-    """Read the verdict in a judge's text."""
+def _parsed(spec: JudgeSpec, answer: Any, *, held: bool = False) -> _Outcome:
+    """Read the verdict in a judge's text; one that was held to its labels cannot have said more."""
     text = answer.text or ""
+    if answer.finish_reason == "length" and not held:
+        # What looks like its verdict may be something that it was about to discuss.
+        return _Outcome(None, None, text, why="cut off before its end")
     label = spec.prompt.read(text)
-    if label is None:
-        cut = answer.finish_reason == "length"
-        return _Outcome(None, None, text, why="cut off before its verdict" if cut else "no verdict in the text")
-    return _Outcome(label, None, text)
+    return _Outcome(label, None, text, why="" if label else "no verdict in the text")
 
 
 def _rows(
@@ -499,32 +502,23 @@ def _rows(
 def _rated(
     spec: JudgeSpec, shared: Sequence[dict[str, Any]], calls: Sequence[_Call], outcomes: Sequence[_Outcome]
 ) -> list[dict[str, Any]]:
-    """The verdict of two ratings: the higher one wins. Nothing was shown first, so there is no order."""
+    """The verdict of two ratings: the higher one wins, equal ones tie. Nothing was shown first, so there is no order.
+
+    The rating is what the judge says: its likeliest label, so that answers tie between which it hardly distinguishes.
+    How hardly is in the preference, where the labels' probabilities are known.
+    """
     by_pair: dict[tuple[int, int], dict[str, _Outcome]] = {}
     for call, outcome in zip(calls, outcomes, strict=True):
         by_pair.setdefault((call.pair, call.repeat), {})[call.side or ""] = outcome
     rows = []
     for (pair, repeat), sides in by_pair.items():
         raw = json.dumps({side: one.raw for side, one in sides.items()})
-        row = shared[pair] | {"order": None, "repeat": repeat, "raw": raw, "winner": "error"}
+        row = shared[pair] | {"order": "none", "repeat": repeat, "raw": raw, "winner": "error"}
         if all(one.label is not None for one in sides.values()):
-            a, b = (
-                float(one.value if one.value is not None else spec.prompt.verdicts[str(one.label)])
-                for one in (sides["a"], sides["b"])
-            )
-            row["winner"] = "tie" if math.isclose(a, b, abs_tol=1e-9) else "a" if a > b else "b"
+            a, b = (float(spec.prompt.verdicts[str(sides[side].label)]) for side in "ab")
+            row["winner"] = "tie" if a == b else "a" if a > b else "b"
+            if sides["a"].logprobs and sides["b"].logprobs:
+                ratings = list(spec.prompt.verdicts.values())
+                row["preference"] = higher_rated(sides["a"].logprobs, sides["b"].logprobs, ratings)
         rows.append(row)
     return rows
-
-
-def read_judgement(directory: Path) -> pa.Table:
-    """Read the verdicts of a judging.
-
-    Raises
-    ------
-    InputError
-        It is not finished.
-    """
-    if not (directory / VERDICTS).is_file():
-        raise InputError("there are no verdicts", where=str(directory), do="Give the command again that began it")
-    return tables.read(directory / VERDICTS, tables.VERDICTS)

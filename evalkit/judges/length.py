@@ -7,7 +7,6 @@ better answers are longer for good reasons, a part of the quality is taken out w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,10 +39,11 @@ class LengthControlled(Result):
     model_a, model_b
         The models.
     win_rate
-        Of B at equal length, averaged over both orders and all questions x: mean of sigma(theta + psi gamma_x) of
-        AlpacaEval's model (Dubois et al. 2024, arXiv:2404.04475, equation 1), logit P(B wins) = theta +
-        phi tanh(d / sd(d)) + psi gamma_x, d the difference in characters; here without a penalty. The difficulties
-        gamma_x are those of `difficulties`; without them that term is left out.
+        Of B at equal length, over all questions x and both orders s: mean of sigma(theta + psi gamma_x + delta s), s
+        1/2 and -1/2, of AlpacaEval's model (Dubois et al. 2024, arXiv:2404.04475, equation 1), logit P(B wins) =
+        theta + phi tanh(d / sd(d)) + psi gamma_x, with the position besides; d is the difference in characters; here
+        without a penalty. The difficulties gamma_x are those of `difficulties`; without them that term is left out, as
+        is the position's where no order is known. Outcomes are the judge's probabilities where it tells them.
     length
         phi.
     difficulty
@@ -113,7 +113,8 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
     warnings: list[str] = []
     known = ~np.isnan(pairs.lengths).any(axis=1) & ~np.isnan(pairs.win)
     if not known.any():
-        return Verbosity(0, None, None, None, (), ("the lengths of the answers are not known",))
+        why = "no pair has a verdict" if np.isnan(pairs.win).all() else "the lengths of the answers are not known"
+        return Verbosity(0, None, None, None, (), (why,))
     if missing := int((~known).sum()):
         warnings.append(f"{missing} pairs without a verdict or without lengths are left out")
     of = pairs.take(known)
@@ -132,21 +133,38 @@ def verbosity(pairs: Pairs, *, confidence_level: float = 0.95) -> Verbosity:
             beyond = t_interval(judge - human, codes, sizes, confidence_level=confidence_level)
             beyond = _about(beyond, "the preference for the longer answer beyond that of humans")
     if differ.sum() >= FEW and len(np.unique(of.cluster)) >= MIN_CLUSTERS:
-        per_100 = _marginal(of, gap, confidence_level)
-        if per_100 is None:
-            warnings.append("the effect of length has no finite estimate: length separates wins from losses")
+        effect = _marginal(of, gap, confidence_level)
+        if isinstance(effect, str):
+            warnings.append(f"the effect of length has no finite estimate: {effect}")
+        else:
+            per_100 = effect
+    controlled = _controlled(of, warnings, confidence_level)
+    return Verbosity(int(differ.sum()), longer, per_100, beyond, controlled, tuple(warnings))
+
+
+def _controlled(of: Pairs, warnings: list[str], confidence_level: float) -> tuple[LengthControlled, ...]:
+    """The win rate at equal length of each pair of models, of pairs with a verdict and known lengths."""
     controlled = []
     gamma = difficulties(of)
+    few = 0
     for a, b in of.models:
-        mine = (of.model_a == a) & (of.model_b == b)
+        # As in the other win rates, answers that are the same text are no evidence.
+        mine = (of.model_a == a) & (of.model_b == b) & ~of.identical
         one = of.take(mine)
-        if len(np.unique(one.cluster)) >= FEW and np.ptp(one.lengths[:, 1] - one.lengths[:, 0]) > 0:
+        if len(np.unique(one.cluster)) < FEW:
+            few += 1
+        elif np.ptp(one.lengths[:, 1] - one.lengths[:, 0]) > 0:
             found = length_controlled(one, gamma[mine], confidence_level=confidence_level)
             if found is None:
                 warnings.append(f"{b} against {a}: no length-controlled win rate, as length separates wins from losses")
             else:
                 controlled.append(found)
-    return Verbosity(int(differ.sum()), longer, per_100, beyond, tuple(controlled), tuple(warnings))
+    if few:
+        n_models = len(of.models)
+        warnings.append(
+            f"no win rate at equal length for {few} of {n_models} pairs of models: fewer than {FEW} questions"
+        )
+    return tuple(controlled)
 
 
 def difficulties(pairs: Pairs) -> Floats:
@@ -248,24 +266,25 @@ def length_controlled(
             (np.divide(values[:, 1] - values[:, 0], total, out=np.zeros(len(pairs)), where=total > 0))[rows.pair]
         )
         names.append(name)
-    fitted = fit_logistic(np.column_stack(columns), rows.outcome, rows.cluster, weights=rows.weight)
+    X = np.column_stack(columns)
+    fitted = fit_logistic(X, rows.outcome, rows.cluster, weights=rows.weight)
     if fitted is None:
         return None
-    beta, V, n_units = fitted
+    beta, V, n_units = fitted.beta, fitted.covariance, fitted.n_units
 
     def coefficient(at: int, what: str) -> Estimate:
         return _estimate(beta[at], float(np.sqrt(V[at, at])), n_units, len(pairs), confidence_level, what)
 
     by_name = {name: number for number, name in enumerate(names)}
-    # The mean over questions of sigma(theta + psi gamma); its error by the delta method, on the scale of log odds.
-    level = beta[0] + (beta[by_name["difficulty"]] * gamma if gamma is not None else np.zeros(len(rows.pair)))
-    p, weight = special.expit(level), rows.weight / rows.weight.sum()
-    rate = float(weight @ p)
-    gradient = np.zeros(len(beta))
-    gradient[0] = weight @ (p * (1 - p))
-    if gamma is not None:
-        gradient[by_name["difficulty"]] = weight @ (p * (1 - p) * gamma)
-    error = float(np.sqrt(gradient @ V @ gradient))
+    # Every row at equal length and style, in either order.
+    even = np.where(np.isin(names, ["theta", "difficulty"]), X, 0.0)
+    orders = [even.copy(), even.copy()]
+    if "position" in by_name:
+        orders[0][:, by_name["position"]], orders[1][:, by_name["position"]] = 0.5, -0.5
+    p = [special.expit(one @ beta) for one in orders]
+    gradients = (p[0] * (1 - p[0]))[:, None] * orders[0] + (p[1] * (1 - p[1]))[:, None] * orders[1]
+    rate, error = fitted.mean((p[0] + p[1]) / 2, gradients / 2)
+    # By the delta method on the scale of log odds.
     on_logits = _estimate(
         float(special.logit(rate)), error / (rate * (1 - rate)), n_units, len(pairs), confidence_level, "its log odds"
     )
@@ -318,8 +337,11 @@ class _Rows:
         self.has_position = bool(np.ptp(self.position) > 0)
 
 
-def _marginal(pairs: Pairs, gap: Floats, confidence_level: float) -> Estimate | None:
-    """Average marginal effect of 100 characters, with a strength for each model and the position as covariates."""
+def _marginal(pairs: Pairs, gap: Floats, confidence_level: float) -> Estimate | str:
+    """Average marginal effect of 100 characters, with a strength for each model and the position as covariates.
+
+    Where there is none, why.
+    """
     rows = _Rows(pairs)
     names = sorted({*pairs.model_a.tolist(), *pairs.model_b.tolist()})
     number = {name: at for at, name in enumerate(names)}
@@ -332,24 +354,72 @@ def _marginal(pairs: Pairs, gap: Floats, confidence_level: float) -> Estimate | 
         columns.append(rows.position)
     X = np.column_stack(columns)
     if np.linalg.matrix_rank(X) < X.shape[1]:
-        return None
+        return "it cannot be told from the models' strengths (groups of models that never met, or alike in length)"
     fitted = fit_logistic(X, rows.outcome, rows.cluster, weights=rows.weight)
     if fitted is None:
-        return None
-    beta, V, n_units = fitted
+        return "length separates wins from losses"
+    beta = fitted.beta
     p = special.expit(X @ beta)
-    slope, weight = p * (1 - p), rows.weight / rows.weight.sum()
-    effect = beta[0] * float(weight @ slope)
-    gradient = beta[0] * ((weight * slope * (1 - 2 * p)) @ X)
-    gradient[0] += float(weight @ slope)
-    error = float(np.sqrt(gradient @ V @ gradient))
-    return _estimate(effect, error, n_units, len(pairs), confidence_level, "the win rate gained by 100 characters more")
+    slope = p * (1 - p)
+    gradients = beta[0] * (slope * (1 - 2 * p))[:, None] * X
+    gradients[:, 0] += slope
+    effect, error = fitted.mean(beta[0] * slope, gradients)
+    return _estimate(
+        effect, error, fitted.n_units, len(pairs), confidence_level, "the win rate gained by 100 characters more"
+    )
 
 
-def fit_logistic(
-    X: Floats, y: Floats, cluster: Ints, *, weights: Floats | None = None
-) -> tuple[Floats, Floats, int] | None:
-    """Fit by Newton's method; return coefficients, sandwich covariance over clusters (times G / (G - 1)), and G.
+@dataclass(frozen=True)
+class Fit:
+    """A weighted logistic fit.
+
+    Attributes
+    ----------
+    beta
+        Shape (p,).
+    influence
+        Shape (G, p): what each cluster adds to beta, H^-1 times its score.
+    codes, weights
+        Shape (n,): each row's cluster and weight.
+    """
+
+    beta: Floats
+    influence: Floats
+    codes: Ints
+    weights: Floats
+
+    @property
+    def n_units(self) -> int:
+        """Clusters, G."""
+        return len(self.influence)
+
+    @property
+    def covariance(self) -> Floats:
+        """The sandwich over clusters, times G / (G - 1)."""
+        found: Floats = self.influence.T @ self.influence * self.n_units / (self.n_units - 1)
+        return found
+
+    def mean(self, values: Floats, gradients: Floats) -> tuple[float, float]:
+        """Return the weighted mean of a function of beta over the rows, and its error.
+
+        The rows are a sample, too: each cluster adds what its rows are off the mean, besides its part in beta.
+
+        Parameters
+        ----------
+        values
+            Shape (n,), at beta.
+        gradients
+            Shape (n, p), with respect to beta.
+        """
+        share = self.weights / self.weights.sum()
+        mean = float(share @ values)
+        own = np.bincount(self.codes, share * (values - mean), self.n_units)
+        parts = self.influence @ (share @ gradients) + own
+        return mean, float(np.sqrt(parts @ parts * self.n_units / (self.n_units - 1)))
+
+
+def fit_logistic(X: Floats, y: Floats, cluster: Ints, *, weights: Floats | None = None) -> Fit | None:
+    """Fit by Newton's method.
 
     None where the likelihood has no maximum, or the columns cannot be told apart.
 
@@ -389,8 +459,7 @@ def fit_logistic(
     H = X.T @ (X * (w * p * (1 - p))[:, None])
     scores = np.zeros((n_units, X.shape[1]))
     np.add.at(scores, codes, X * (w * (y - p))[:, None])
-    inverse = np.linalg.inv(H)
-    return beta, inverse @ (scores.T @ scores) @ inverse * n_units / (n_units - 1), n_units
+    return Fit(beta, scores @ np.linalg.inv(H), codes, w)
 
 
 def _estimate(
@@ -415,12 +484,3 @@ def _estimate(
 
 def _about(found: Estimate, quantity: str) -> Estimate:
     return replace(found, quantity=quantity, population=POPULATION)
-
-
-def win_rates(preferences: Sequence[float | None]) -> tuple[float, float, int]:
-    """AlpacaEval's leaderboard row: win rate and its standard error in per cent, and the number of verdicts.
-
-    Preferences are 1 (the baseline) to 2 (the model), 0 a draw; missing ones are left out.
-    """
-    values = np.array([1.5 if one == 0 else one for one in preferences if one is not None], dtype=float) - 1
-    return float(values.mean() * 100), float(values.std(ddof=1) / np.sqrt(len(values)) * 100), len(values)

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from evalkit.errors import InputError
 from evalkit.judges.style import STYLES
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 AB, BA, UNKNOWN = 0, 1, 2
-"""Which answer was shown first: A's, B's, or nobody knows."""
+"""Which answer was shown first: A's, B's, or nobody knows, or none (see `Pairs.order_free`)."""
 
 _OUTCOMES: Final = {"a": 0, "tie": 1, "b": 2}
 _VALUES: Final = np.array([0.0, 0.5, 1.0])
@@ -57,6 +58,8 @@ class Pairs:
         Shape (n,): what humans say: 0 for A, 0.5, 1 for B; NaN without a label.
     identical
         Shape (n,): both answers are the same text.
+    order_free
+        Shape (n,): the answers were rated apart, so that neither was shown first; such calls count as UNKNOWN.
     """
 
     judge: str
@@ -74,6 +77,7 @@ class Pairs:
     styles: Mapping[str, Floats]
     label: Floats
     identical: npt.NDArray[np.bool_]
+    order_free: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.pair_id)
@@ -92,7 +96,7 @@ class Pairs:
             "n_failed",
             "preference",
         )
-        arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical")}
+        arrays = {name: getattr(self, name)[mask] for name in (*names, "lengths", "label", "identical", "order_free")}
         return Pairs(judge=self.judge, styles={name: of[mask] for name, of in self.styles.items()}, **arrays)
 
     @cached_property
@@ -181,9 +185,28 @@ def pairs_of(table: pa.Table, labels: Mapping[str, str] | None = None) -> dict[s
         The verdicts table.
     labels
         Human labels by `pair_id` or `doc_hash`; they win over the table's own.
+
+    Raises
+    ------
+    InputError
+        A label fits several pairs, or the table has two labels of one pair.
     """
     frame = table.drop_columns(["raw"]).to_pandas()
+    if labels:
+        _check_labels(frame, labels)
     return {str(judge): _of_judge(str(judge), rows, labels or {}) for judge, rows in frame.groupby("judge", sort=False)}
+
+
+def _check_labels(frame: pd.DataFrame, labels: Mapping[str, str]) -> None:
+    """Refuse a label that names a question of several pairs: it says who wins one of them."""
+    named = frame[~frame.pair_id.isin(labels) & frame.doc_hash.isin(labels)]
+    for name, ids in named.groupby("doc_hash", sort=False).pair_id.unique().items():
+        if len(ids) > 1:
+            raise InputError(
+                f"the label of '{name}' fits {len(ids)} pairs, such as '{ids[0]}' and '{ids[1]}'",
+                where="--labels",
+                do="Name the pair by its pair_id",
+            )
 
 
 def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pairs:
@@ -205,7 +228,16 @@ def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pair
     sums = np.bincount(cell[valid], weights=told, minlength=3 * n).reshape(n, 3)
     with np.errstate(invalid="ignore", divide="ignore"):
         preference = sums / counts.sum(axis=2)
-    one = rows.iloc[np.unique(codes, return_index=True)[1]]
+    of_pair = rows.groupby(codes)
+    # What is known of a pair may stand in any of its rows.
+    one = of_pair.first()
+    if (several := of_pair.label.nunique() > 1).any():
+        at = int(np.argmax(several.to_numpy()))
+        raise InputError(
+            f"the pair '{ids[at]}' has two labels",
+            where=f"the verdicts of {judge}",
+            do="Keep one, or give --labels with a column rater",
+        )
     prompt = one.doc_hash.where(one.doc_hash.notna(), one.pair_id)
     label = one.label.map({"a": 0.0, "tie": 0.5, "b": 1.0}).to_numpy(dtype=float, na_value=np.nan)
     if labels:
@@ -229,6 +261,7 @@ def _of_judge(judge: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Pair
         styles={name: _two(one, name) for name in STYLES},
         label=np.asarray(label, dtype=np.float64),
         identical=one.identical.fillna(False).to_numpy(dtype=bool),
+        order_free=np.bincount(codes, weights=(rows.order != "none").to_numpy(), minlength=n) == 0,
     )
 
 

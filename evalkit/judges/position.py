@@ -30,11 +30,15 @@ from evalkit.stats.results import Estimate, Result, TestResult
 
 POPULATION: Final = "pairs like these, judged by this judge with this prompt"
 
-Sign = Literal["biased", "no sign, adequate power", "underpowered"]
-GLYPHS: Final = {"biased": "\u2717", "no sign, adequate power": "\u2713", "underpowered": "?"}
+Sign = Literal["biased", "no sign, adequate power", "underpowered", "no order"]
+GLYPHS: Final = {"biased": "\u2717", "no sign, adequate power": "\u2713", "underpowered": "?", "no order": "-"}
 
 SMALLEST_BIAS: Final = 0.1
-"""A bias of fewer points than 10 is called small: `no sign` needs an interval within it."""
+"""A bias of fewer points than 10 is called small: `no sign` needs the first answer's lead within it, and less than that
+share of the pairs on which the position could decide in either direction."""
+
+_ODD: Final = 2.58
+"""Standard errors, those of p = 0.01, from which repeated pairs are called no random part of all."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class PositionBias(Result):
 
     Attributes
     ----------
-    n_pairs, n_both, n_one_order, n_unknown_order, n_failed_calls
-        Pairs; those with a verdict in both orders, in one only, in an unknown one only; calls without a verdict.
+    n_pairs, n_both, n_one_order, n_unknown_order, n_order_free, n_failed_calls
+        Pairs; those with a verdict in both orders, in one only, in an unknown one only; those whose answers were rated
+        apart, so that neither was shown first; calls without a verdict.
     consistent, first_twice, second_twice, tie_once
         Of the pairs judged in both orders (first calls): the same model or a tie twice; the first position twice; the
         second twice; a tie in one order only.
@@ -79,7 +84,8 @@ class PositionBias(Result):
     direction, direction_test
         (first_twice - second_twice) / n with interval, and the test that both are as likely.
     bias
-        How far the first answer leads in one order, of equal models: P(first) - P(second), ties counted; proportions.
+        How far the first answer leads in one order, P(first) - P(second) averaged over these pairs, ties counted;
+        proportions. Where one answer is clearly better there is less of it than where both are as good.
     noise
         Chance that two calls of one order disagree; None without repeats.
     excess, excess_p
@@ -89,7 +95,7 @@ class PositionBias(Result):
     p_adjusted
         Of direction and excess together (Holm); the smaller one decides.
     sign
-        biased, no sign with adequate power, or underpowered.
+        biased, no sign with adequate power, or underpowered; no order where all answers were rated apart.
     smallest_bias
         The bias that `adequate power` refers to.
     warnings
@@ -100,6 +106,7 @@ class PositionBias(Result):
     n_both: int
     n_one_order: int
     n_unknown_order: int
+    n_order_free: int
     n_failed_calls: int
     consistent: int
     first_twice: int
@@ -120,7 +127,32 @@ class PositionBias(Result):
     smallest_bias: float
     warnings: tuple[str, ...] = ()
 
+    @property
+    def most_decided(self) -> float:
+        """The largest share of pairs, of those the data leave possible, that position decides in either direction.
+
+        The upper end of the excess, or of all inconsistency, which is never less than the excess; 1 without either.
+        """
+        ends = [1.0]
+        if self.excess is not None and self.excess.high is not None:
+            ends.append(self.excess.high)
+        if self.consistency is not None and self.consistency.low is not None:
+            ends.append(1 - self.consistency.low)
+        return min(ends)
+
+    def with_sign(self, p_adjusted: float | None, *, alpha: float) -> PositionBias:
+        """Decide the sign by a p value adjusted for all that was tested."""
+        sign: Sign = "no order" if self.n_order_free == self.n_pairs else "underpowered"
+        if self.bias is not None:
+            sign = sign_of(p_adjusted, self.bias, smallest_bias=self.smallest_bias, alpha=alpha)
+        # A judge that takes the first of some pairs and the second of others has no lead, and contradicts itself.
+        if sign == "no sign, adequate power" and self.most_decided >= self.smallest_bias:
+            sign = "underpowered"
+        return replace(self, p_adjusted=p_adjusted, sign=sign)
+
     def __str__(self) -> str:
+        if self.sign == "no order":
+            return f"{GLYPHS[self.sign]} position: answers were rated apart, so neither was shown first"
         if self.direction is None or self.conflict is None or self.bias is None:
             return f"{GLYPHS[self.sign]} position: {self.sign}; no pair was judged in both orders"
         return (
@@ -150,7 +182,7 @@ def position_bias(
         Of each interval.
     """
     both = pairs.both
-    unknown = (pairs.n_calls[:, 2] > 0) & (pairs.n_calls[:, :2].sum(axis=1) == 0)
+    unknown = (pairs.n_calls[:, 2] > 0) & (pairs.n_calls[:, :2].sum(axis=1) == 0) & ~pairs.order_free
     one_order = ~both & (pairs.n_calls[:, :2].sum(axis=1) > 0)
     warnings = []
     if one_order.any():
@@ -162,6 +194,7 @@ def position_bias(
         "n_both": int(both.sum()),
         "n_one_order": int(one_order.sum()),
         "n_unknown_order": int(unknown.sum()),
+        "n_order_free": int(pairs.order_free.sum()),
         "n_failed_calls": int(pairs.n_failed.sum()),
     }
     if not both.any():
@@ -170,7 +203,7 @@ def position_bias(
             first_pick=None, direction=None, direction_test=None, bias=None, noise=_noise(pairs, confidence_level),
             excess=None, excess_p=None, shi=None, p_adjusted=None, sign="underpowered", smallest_bias=smallest_bias,
             warnings=tuple(warnings),
-        )  # fmt: skip
+        ).with_sign(None, alpha=alpha)  # fmt: skip
     known = pairs.take(both)
     # +1: the first position wins, -1: the second.
     picks = np.column_stack([1 - known.first[:, AB], known.first[:, BA] - 1])
@@ -190,11 +223,18 @@ def position_bias(
         warnings.append(
             "the judge's own noise is unknown (no repeats in both orders), so inconsistency may be noise or bias"
             if noise is None
+            else "too few pairs are repeated in both orders to tell noise from bias"
+            if _repeated(pairs).any()
             else "repeats are in one order only, which does not tell noise from bias: repeat in both orders"
+        )
+    elif _repeated_differ(pairs):
+        warnings.append(
+            "the repeated pairs contradict themselves more, or less, often than the others: they are no random part of"
+            " all, so the inconsistency beyond the noise is not that of all pairs"
         )
     p_values = [p for p in (test.p_value if test else None, excess_p) if p is not None]
     adjusted = min(holm(p_values).adjusted) if p_values else None
-    return PositionBias(
+    found = PositionBias(
         **counted,
         consistent=int(consistent.sum()),
         first_twice=int(first.sum()),
@@ -213,10 +253,11 @@ def position_bias(
         excess_p=excess_p,
         shi=shi_measures(pairs),
         p_adjusted=adjusted,
-        sign=sign_of(adjusted, bias, smallest_bias=smallest_bias, alpha=alpha),
+        sign="underpowered",
         smallest_bias=smallest_bias,
         warnings=tuple(warnings),
     )
+    return found.with_sign(adjusted, alpha=alpha)
 
 
 def sign_of(p_value: float | None, bias: Estimate, *, smallest_bias: float, alpha: float = 0.05) -> Sign:
@@ -315,12 +356,14 @@ def _noise(pairs: Pairs, confidence_level: float) -> Estimate | None:
 def _excess(pairs: Pairs, confidence_level: float) -> tuple[Estimate | None, float | None]:
     """Inconsistency across orders, over all pairs, less that within both orders, over the repeated ones.
 
+    The repeated pairs must be a random part of all; None with too few of them for a variance.
+
     Each rate is that with half a pair more of either kind, as Agresti and Caffo (2000, American Statistician 54:280)
     have it for two proportions: 10 repeats without a contradiction do not show that there is no noise. Pairs that are
     in both rates make them positively correlated, which is not used: the interval is rather too wide.
     """
-    repeated = ~np.isnan(pairs.within_by_order[:, :2]).any(axis=1)
-    if repeated.sum() < 2:
+    repeated = _repeated(pairs)
+    if not (_enough(pairs.cluster[repeated]) and _enough(pairs.cluster[pairs.both])):
         return None, None
     across, within = pairs.across[pairs.both], pairs.within[repeated]
     parts = [_smoothed(across, pairs.cluster[pairs.both]), _smoothed(within, pairs.cluster[repeated])]
@@ -344,6 +387,27 @@ def _excess(pairs: Pairs, confidence_level: float) -> tuple[Estimate | None, flo
         df=df,
         quantity="the inconsistency beyond the judge's own noise",
     ), 2 * float(stats.t.sf(abs(centre) / math.sqrt(variance), df)) if centre > 0 else 1.0
+
+
+def _repeated(pairs: Pairs) -> np.ndarray:
+    """Pairs with repeats in both orders."""
+    return np.asarray(~np.isnan(pairs.within_by_order[:, :2]).any(axis=1))
+
+
+def _enough(cluster: Ints) -> bool:
+    """Whether there are units enough for a variance: two pairs, or `MIN_CLUSTERS` questions of several pairs."""
+    n_units = len(np.unique(cluster))
+    return n_units >= (2 if n_units == len(cluster) else MIN_CLUSTERS)
+
+
+def _repeated_differ(pairs: Pairs) -> bool:
+    """Whether the repeated pairs contradict themselves across orders clearly more, or less, often than the others."""
+    repeated = _repeated(pairs)
+    masks = [pairs.both & repeated, pairs.both & ~repeated]
+    if not all(_enough(pairs.cluster[mask]) for mask in masks):
+        return False
+    (one, var_one, _), (other, var_other, _) = (_smoothed(pairs.across[m], pairs.cluster[m]) for m in masks)
+    return abs(one - other) > _ODD * math.sqrt(var_one + var_other)
 
 
 def _smoothed(values: Floats, cluster: Ints) -> tuple[float, float, int]:

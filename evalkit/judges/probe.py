@@ -245,7 +245,8 @@ def card(table: pa.Table, *, smallest_bias: float = SMALLEST_BIAS, confidence_le
             where="probe",
             do="See why calls failed in judge.json; a judge that does not follow the prompt cannot be examined",
         )
-    position = position_bias(pairs, smallest_bias=smallest_bias, confidence_level=confidence_level)
+    alpha = 1 - confidence_level
+    position = position_bias(pairs, smallest_bias=smallest_bias, alpha=alpha, confidence_level=confidence_level)
     values = {
         "identical": (by_kind["identical"].by_order[:, 1] - by_kind["identical"].by_order[:, 0]),
         **{kind: 2 * by_kind[kind].win - 1 for kind in ("padded", "flattery")},
@@ -256,13 +257,13 @@ def card(table: pa.Table, *, smallest_bias: float = SMALLEST_BIAS, confidence_le
     p_values = {kind: sign_flip(of).p_value for kind, of in values.items()}
     adjusted = dict(zip(values, holm(list(p_values.values())).adjusted, strict=True))
     conflicts = {kind: _conflict(of) for kind, of in by_kind.items()}
-    able = adjusted["wrong fact"] < 1 - confidence_level and effects["wrong fact"].estimate > 0
+    able = adjusted["wrong fact"] < alpha and effects["wrong fact"].estimate > 0
     findings = []
     for kind in KINDS:
         if kind == "wrong fact":
             sign = _ability(effects[kind], able=able, smallest=smallest_bias)
         else:
-            sign = _sign(kind, effects[kind], adjusted[kind], conflicts[kind], smallest_bias, 1 - confidence_level)
+            sign = _sign(kind, effects[kind], adjusted[kind], conflicts[kind], smallest_bias, alpha)
         findings.append(
             Finding(kind, _QUESTIONS[kind], effects[kind], p_values[kind], adjusted[kind], sign, conflicts[kind])
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ Kind = Literal["pairwise", "rating"]
 
 _FOLDER: Final = Path(__file__).parent / "prompt_files"
 _PLACEHOLDER: Final = re.compile(r"\{(question|answer_1|answer_2|answer|reference|rubric)\}")
-_VERDICT_LINE: Final = re.compile(r"^[\s*_#>]*verdict[\s*_]*[:\uff1a][\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*$", re.I | re.M)
+_VERDICT_LINE: Final = re.compile(r"^[\s*_#]*verdict[\s*_]*[:\uff1a][\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*$", re.I | re.M)
+_LABEL: Final = re.compile(r"[A-Za-z0-9]+")
 _ALONE: Final = re.compile(r"[\s*_]*\[*([A-Za-z0-9]+)\]*[\s*_.]*")
 # Turn markers of chat templates whose tokenizer is not at hand.
 _TURN_MARKER: Final = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>"
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c]{1,40}\uff5c>|<(?:start|end)_of_turn>|<</?SYS>>|</?(?:s|think)>"
+    r"|<(?:bos|eos|pad)>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\]"
 )
 _OUR_MARK: Final = re.compile(r"</?(?:question|answer(?:_[12])?|reference)\s+[0-9a-f]{6,}\s*>", re.I)
 
@@ -88,16 +91,13 @@ class Prompt:
         return self.system.strip(), f"{filled}\n{(self.text if reasons else self.choice).strip()}"
 
     def read(self, answer: str) -> str | None:
-        """Read the label from a judge's text; None where there is none, or where two lines contradict each other.
+        """Read the label from a judge's text; None where there is none.
 
-        It stands in a line `Verdict: LABEL`, or is the whole answer. Nothing is guessed from other text.
+        It stands in the last line as `Verdict: LABEL`, or is the whole answer. Nothing is guessed from other text: an
+        earlier line may be quoted from what is judged.
         """
-        known = {label.upper(): label for label in self.labels}
-        lines = [found.upper() for found in _VERDICT_LINE.findall(answer)]
-        if not lines and (alone := _ALONE.fullmatch(answer)):
-            lines = [alone[1].upper()]
-        said = set(lines)
-        return known.get(said.pop()) if len(said) == 1 else None
+        found = _VERDICT_LINE.fullmatch(answer.rstrip().rpartition("\n")[2]) or _ALONE.fullmatch(answer)
+        return {label.upper(): label for label in self.labels}.get(found[1].upper()) if found else None
 
 
 def load_prompt(name: str) -> Prompt:
@@ -122,16 +122,28 @@ def load_prompt(name: str) -> Prompt:
         raise SpecError("the prompt is no mapping", where=name, do=f"Write it like ours: {ours}")
     if missing := [key for key in ("kind", "system", "user", "verdicts") if not values.get(key)]:
         raise SpecError(f"the prompt has no '{missing[0]}'", where=name, do=f"Write it like ours: {ours}")
-    kind, verdicts = values["kind"], {str(key): value for key, value in dict(values["verdicts"]).items()}
+    kind: Any = str(values["kind"])
+    if not isinstance(values["user"], str) or not isinstance(values["verdicts"], dict):
+        raise SpecError("user must be a text, and verdicts a mapping", where=name, do=f"Write it like ours: {ours}")
+    # YAML takes an unquoted Yes for a truth value.
+    if odd := [key for key in values["verdicts"] if isinstance(key, bool) or not _LABEL.fullmatch(str(key))]:
+        raise SpecError(
+            f"a judge could not say the label {odd[0]!r}", where=f"{name}, verdicts", do="Use letters or digits, quoted"
+        )
+    verdicts = {str(key): value for key, value in values["verdicts"].items()}
+    if len({label.upper() for label in verdicts}) < len(verdicts):
+        raise SpecError("two labels differ in their case only", where=f"{name}, verdicts", do="Name them apart")
     needed: Mapping[str, tuple[str, ...]] = {"pairwise": ("answer_1", "answer_2"), "rating": ("answer",)}
     if kind not in needed:
         raise SpecError(f"'{kind}' is no kind of prompt", where=f"{name}, kind", do="Write pairwise or rating")
     if lacking := [one for one in needed[kind] if f"{{{one}}}" not in values["user"]]:
         raise SpecError(f"the prompt has no place for {{{lacking[0]}}}", where=f"{name}, user", do="Add it")
     meant = list(verdicts.values())
-    if kind == "pairwise" and not ({"first", "second"} <= set(meant) <= {"first", "second", "tie"}):
+    if kind == "pairwise" and not ({"first", "second"} <= set(map(str, meant)) <= {"first", "second", "tie"}):
         raise SpecError("verdicts must mean first, second or tie", where=f"{name}, verdicts", do="Write A: first")
-    if kind == "rating" and (len(meant) < 2 or not all(isinstance(one, int | float) for one in meant)):
+    if kind == "rating" and (
+        len(meant) < 2 or not all(isinstance(one, int | float) and math.isfinite(one) for one in meant)
+    ):
         raise SpecError("ratings must be at least two numbers", where=f"{name}, verdicts", do='Write "1": 1')
     return Prompt(
         name=path.stem,
@@ -178,11 +190,11 @@ def defuse(text: str, special: Iterable[str] = ()) -> Defused:
     return Defused(harmless, {name: count for name, count in counts.items() if count})
 
 
-def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prompt) -> tuple[str, float, float]:
+def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prompt) -> tuple[str, float | None, float]:
     """Return the likeliest label, how far the second answer is preferred (0 to 1), and the labels' joint probability.
 
-    Of a rating, the second number is the expected rating. Two labels that are equally likely are no verdict for either:
-    pairwise that is a tie.
+    A rating prefers nothing by itself: see `higher_rated`. Two labels that are equally likely are no verdict for
+    either: pairwise that is a tie.
     """
     import numpy as np
     from scipy import special
@@ -192,8 +204,19 @@ def preference_of(labels: Sequence[str], logprobs: Sequence[float], prompt: Prom
     mass = float(np.exp(special.logsumexp(values)))
     meant = [prompt.verdicts[label] for label in labels]
     if prompt.kind == "rating":
-        return labels[int(np.argmax(share))], float(share @ np.asarray(meant, dtype=float)), mass
+        return labels[int(np.argmax(share))], None, mass
     value = float(sum(p * {"first": 0.0, "tie": 0.5, "second": 1.0}[one] for p, one in zip(share, meant, strict=True)))
     best = np.flatnonzero(share >= share.max() - 1e-12)
     tie = next((label for label in labels if prompt.verdicts[label] == "tie"), "")
     return labels[int(best[0])] if len(best) == 1 else tie, value, mass
+
+
+def higher_rated(a: Sequence[float], b: Sequence[float], ratings: Sequence[float]) -> float:
+    """Chance that B is rated higher than A, equal ratings as half, from the log-probabilities of `ratings` for each."""
+    import numpy as np
+    from scipy import special
+
+    values = np.asarray(ratings, dtype=float)
+    # Row i and column k: A's rating is i, B's is k.
+    wins = (1 + np.sign(values[None, :] - values[:, None])) / 2
+    return float(special.softmax(np.asarray(a, dtype=float)) @ wins @ special.softmax(np.asarray(b, dtype=float)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +30,8 @@ class SelfPreference(Result):
     beyond_humans
         That share less the share by human labels, on the labelled pairs.
     beyond_judges
-        That share less the mean of the other judges, on the pairs that they judged, too.
+        That share less the mean of the other judges, on the pairs that they judged, too. Judges of the same family,
+        and those that are of the other model's, are no yardstick and left out; how many, the warnings say.
     bias
         Wataoka, Takahashi and Ri 2024 (arXiv:2410.21819): P(picks own | humans prefer own) - P(picks the other | humans
         prefer the other). Equal opportunity: a judge that is as good for others as for itself has 0.
@@ -57,7 +58,12 @@ class SelfPreference(Result):
 
 
 def self_preference(
-    pairs: Pairs, own: Sequence[str], others: Mapping[str, Pairs], *, confidence_level: float = 0.95
+    pairs: Pairs,
+    own: Sequence[str],
+    others: Mapping[str, Pairs],
+    families: Mapping[str, Collection[str]] | None = None,
+    *,
+    confidence_level: float = 0.95,
 ) -> SelfPreference | None:
     """Measure self-preference; None where the judge met no answer of its own.
 
@@ -71,7 +77,9 @@ def self_preference(
     own
         Names of the models that count as the judge.
     others
-        Pairs of other judges, by name; those that are of the family should be left out.
+        Pairs of other judges, by name.
+    families
+        Models that count as one of the other judges, by its name; that name always does.
     confidence_level
         Of each interval.
     """
@@ -84,9 +92,16 @@ def self_preference(
     level = {"confidence_level": confidence_level}
     human = np.where(is_b, of.label, 1 - of.label)
     labelled = ~np.isnan(human)
-    by_others = _mean_of_others(of, is_b, others)
+    kin = {name: {name, *(families or {}).get(name, ())} for name in others}
+    neutral = {name: other for name, other in others.items() if not kin[name].intersection(own)}
+    by_others, n_left_out = others_say(of, neutral, kin)
+    by_others = np.where(is_b, by_others, 1 - by_others)
     judged = ~np.isnan(by_others)
     warnings = []
+    if n_kin := len(others) - len(neutral):
+        warnings.append(f"{n_kin} of {len(others)} other judges are of its own family and not compared with")
+    if n_left_out:
+        warnings.append(f"{n_left_out} verdicts of other judges on answers of their own are not compared with")
     if not labelled.any() and not judged.any():
         warnings.append("without human labels and other judges, its own wins may be merit or preference")
     return SelfPreference(
@@ -106,19 +121,33 @@ def self_preference(
     )
 
 
-def _mean_of_others(of: Pairs, is_b: np.ndarray, others: Mapping[str, Pairs]) -> Floats:
+def others_say(of: Pairs, others: Mapping[str, Pairs], kin: Mapping[str, Collection[str]]) -> tuple[Floats, int]:
+    """Return the mean win of B by other judges, shape (n,), NaN where none judged, and how many verdicts were left out.
+
+    Parameters
+    ----------
+    of
+        Pairs of one judge.
+    others
+        Of other judges, by name, on the same pairs or other ones.
+    kin
+        Models on whose answers a judge is not neutral, by its name: its verdicts on them are left out.
+    """
     found = np.full((len(of), max(len(others), 1)), np.nan)
-    for column, other in enumerate(others.values()):
-        place = {name: at for at, name in enumerate(other.pair_id.tolist())}
-        at = np.array([place.get(name, -1) for name in of.pair_id.tolist()])
+    n_left_out = 0
+    for column, (name, other) in enumerate(others.items()):
+        place = {pair: number for number, pair in enumerate(other.pair_id.tolist())}
+        at = np.array([place.get(pair, -1) for pair in of.pair_id.tolist()])
         # Another judge's file may have the same pair the other way round.
         same = (at >= 0) & (other.model_a[at] == of.model_a) & (other.model_b[at] == of.model_b)
         turned = (at >= 0) & (other.model_a[at] == of.model_b) & (other.model_b[at] == of.model_a)
         win = np.where(same, other.win[at], np.where(turned, 1 - other.win[at], np.nan))
-        found[:, column] = np.where(is_b, win, 1 - win)
+        partial = np.isin(of.model_a, list(kin[name])) | np.isin(of.model_b, list(kin[name]))
+        n_left_out += int((partial & ~np.isnan(win)).sum())
+        found[:, column] = np.where(partial, np.nan, win)
     known = ~np.isnan(found)
     n = known.sum(axis=1)
-    return np.where(n > 0, np.where(known, found, 0).sum(axis=1) / np.maximum(n, 1), np.nan)
+    return np.where(n > 0, np.where(known, found, 0).sum(axis=1) / np.maximum(n, 1), np.nan), n_left_out
 
 
 def _gap(

@@ -11,9 +11,11 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import zstandard
 
 from evalkit import tables
 from evalkit.errors import InputError, SpecError
@@ -35,7 +38,7 @@ _A: Final = frozenset({"a", "model_a", "model_1", "output_1", "1", "[[a]]"})
 _B: Final = frozenset({"b", "model_b", "model_2", "output_2", "2", "[[b]]"})
 _FIRST_A: Final = frozenset({"ab", "original", "first", "a", "false", "0"})
 _FIRST_B: Final = frozenset({"ba", "swapped", "second", "b", "true", "1"})
-_PASSED_ON: Final = ("task", "length_a", "length_b", "preference", *(f"{s}_{side}" for s in STYLES for side in "ab"))
+_PASSED_ON: Final = ("length_a", "length_b", "preference", *(f"{s}_{side}" for s in STYLES for side in "ab"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Trouble:
     column: str
     reason: str
     kept_as: str = "dropped"
+
+    @property
+    def kind(self) -> str:
+        """What became of it and why, without the value that it was about."""
+        return f"{self.kept_as}: {self.reason.split(' (')[0]}"
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}, column {self.column}: {self.reason} ({self.kept_as})"
@@ -74,9 +82,8 @@ class Collected:
     troubles: tuple[Trouble, ...] = field(default=())
 
     def counts(self) -> dict[str, int]:
-        """Rows by what became of them and why; the reason is its first words."""
-        found = Counter(f"{one.kept_as}: {one.reason.split(' (')[0]}" for one in self.troubles)
-        return dict(found.most_common())
+        """Rows by what became of them and why."""
+        return dict(Counter(one.kind for one in self.troubles).most_common())
 
 
 class _BadRowError(Exception):
@@ -103,7 +110,7 @@ def read_verdicts(
     columns
         Their names of our columns, such as {"winner": "choice"}; for `named`.
     judge
-        The judge's name, where the file does not say it.
+        The judge's name, where the file does not say it; else the file's name, with its folder where two are alike.
 
     Raises
     ------
@@ -114,16 +121,18 @@ def read_verdicts(
     """
     if kind is not None and kind not in FORMATS:
         raise SpecError(f"'{kind}' is no format of verdicts", where="--format", do=f"Choose of {', '.join(FORMATS)}")
+    paths = list(dict.fromkeys(paths))
     troubles: list[Trouble] = []
     found: list[dict[str, Any]] = []
-    whole: list[pa.Table] = []
+    own: dict[Path, pa.Table] = {}
     formats, n_rows = {}, 0
+    stems = Counter(path.name.split(".")[0] for path in paths)
     for given in paths:
         path = given / "verdicts.parquet" if given.is_dir() else given
         if kind is None and not columns and _is_ours(path):
             ready = tables.read(path, tables.VERDICTS)
             formats[str(path)], n_rows = "verdicts table", n_rows + ready.num_rows
-            whole.append(ready)
+            own[path] = ready
             troubles += _errors(path, ready)
             continue
         rows = rows_of(path, troubles)
@@ -135,9 +144,13 @@ def read_verdicts(
             _check_columns(first, columns or {}, path)
         formats[str(path)] = chosen
         n_rows += len(rows)
-        found += _normalised(path, chosen, rows, columns or {}, judge or path.name.split(".")[0], troubles)
-    made = tables.from_rows(tables.VERDICTS, _settled(found, troubles))
-    table = tables.validate(pa.concat_tables([*whole, made]), tables.VERDICTS, source=", ".join(map(str, paths)))
+        stem = path.name.split(".")[0]
+        named = judge or (stem if stems[stem] == 1 else str(path.parent / stem))
+        found += _normalised(path, chosen, rows, columns or {}, named, troubles)
+    if len(own) == 1 and not found:
+        (table,) = own.values()
+    else:
+        table = tables.from_rows(tables.VERDICTS, _settled([*_own_rows(own), *found], troubles))
     if not pc.any(pc.not_equal(table.column("winner"), "error")).as_py():
         shown = f"; the first: {troubles[0]}" if troubles else ""
         raise InputError(
@@ -148,8 +161,31 @@ def read_verdicts(
     return Collected(table, formats, n_rows, tuple(troubles))
 
 
+def _own_rows(own: Mapping[Path, pa.Table]) -> Iterator[dict[str, Any]]:
+    """Rows of several tables of ours; a judge that was asked in several ways is one judge for each way."""
+    asked = {path: _asked(path) for path in own}
+    ways: dict[str, set[str]] = {}
+    for path, table in own.items():
+        for judge in pc.unique(table.column("judge")).to_pylist():
+            ways.setdefault(judge, set()).add(asked[path])
+    for path, table in own.items():
+        for number, row in enumerate(table.to_pylist(), 1):
+            if asked[path] and len(ways[row["judge"]]) > 1:
+                row["judge"] += f" ({asked[path]})"
+            yield row | {"prompt": row["doc_hash"], "where": (str(path), number)}
+
+
+def _asked(path: Path) -> str:
+    """The name of the prompt of an own judging, and whether reasons were asked for; empty where nothing says it."""
+    try:
+        settings = json.loads((path.parent / "judge.json").read_text(encoding="utf-8"))["settings"]
+        return str(settings["prompt"]["name"]) + (", with reasons" if settings["reasons"] else "")
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
 def _is_ours(path: Path) -> bool:
-    """Whether evalkit wrote the file; then pairs have one orientation and one name already."""
+    """Whether evalkit wrote the file."""
     if not path.name.endswith(".parquet"):
         return False
     try:
@@ -211,53 +247,81 @@ def rows_of(path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
         if name.endswith(".gz"):
             content, name = gzip.decompress(content), name.removesuffix(".gz")
         elif name.endswith(".zst"):
-            import zstandard
-
-            content, name = zstandard.decompress(content), name.removesuffix(".zst")
+            # Frames that were written as a stream do not tell their size.
+            with zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True) as stream:
+                content, name = stream.read(), name.removesuffix(".zst")
         text = content.decode("utf-8-sig")
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, EOFError) as error:
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise InputError(
             f"the file cannot be read ({_reason(error)})",
             where=str(path),
             do="Give JSON, JSON lines, CSV or Parquet",
         ) from None
     if name.endswith((".csv", ".tsv")):
-        dialect = "excel-tab" if name.endswith(".tsv") else "excel"
-        # Row 1 is the first below the header.
-        return list(enumerate(csv.DictReader(io.StringIO(text), dialect=dialect), 1))
+        return _csv_rows(path, text, "excel-tab" if name.endswith(".tsv") else "excel", troubles)
     if name.endswith(".json"):
         try:
-            whole = json.loads(text)
+            whole = _json(text)
         except ValueError:
             whole = None  # JSON lines are often called .json
         if whole is not None:
-            return [
-                (number, row) for number, row in enumerate(_listed(whole), 1) if _is_object(row, path, number, troubles)
-            ]
+            listed = enumerate(_listed(whole), 1)
+            rows = [(number, row) for number, row in listed if _is_object(row, path, number, troubles)]
+            return _unfolded(rows, path, troubles)
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _json(line)
         except ValueError as error:
             troubles.append(Trouble(str(path), number, "-", f"this line is no JSON ({error})"))
             continue
         if _is_object(row, path, number, troubles):
             rows.append((number, row))
-    return _unfolded(rows)
+    return _unfolded(rows, path, troubles)
 
 
-def _unfolded(rows: list[tuple[int, Row]]) -> list[tuple[int, Row]]:
+def _json(text: str) -> Any:
+    """Read JSON; half a surrogate pair, as of a text cut off by bytes, becomes a question mark."""
+    found = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    return found
+
+
+def _csv_rows(path: Path, text: str, dialect: str, troubles: list[Trouble]) -> list[tuple[int, Row]]:
+    """Rows of a CSV file; row 1 is the first below the header."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    rows: list[tuple[int, Row]] = []
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), dialect=dialect), 1):
+            if None in row:
+                troubles.append(Trouble(str(path), number, "-", "the row has more cells than the header"))
+            else:
+                rows.append((number, row))
+    except csv.Error as error:
+        raise InputError(f"this is no CSV ({error})", where=f"{path}, row {len(rows) + 1}", do="Mend the row") from None
+    return rows
+
+
+def _unfolded(rows: list[tuple[int, Row]], path: Path, troubles: list[Trouble]) -> list[tuple[int, Row]]:
     """Rows that hold a whole run (`verdicts`, beside its judge or model) as one row for each verdict."""
-    if not rows or not isinstance(rows[0][1].get("verdicts"), list):
+    if not any(isinstance(row.get("verdicts"), list) for _, row in rows):
         return rows
-    flat = []
+    flat: list[Row] = []
     for number, row in rows:
         shared = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-        # The running number, as nothing else names a verdict.
-        flat += [(number, {**shared, **one}) for one in row.get("verdicts") or () if isinstance(one, dict)]
-    return list(enumerate((row for _, row in flat), 1))
+        listed = row.get("verdicts")
+        if not isinstance(listed, list):
+            troubles.append(Trouble(str(path), number, "verdicts", f"this is no list but {type(listed).__name__}"))
+            continue
+        for one in listed:
+            if _is_object(one, path, number, troubles):
+                flat.append({**shared, **one})
+    # The running number, as nothing else names a verdict.
+    return list(enumerate(flat, 1))
 
 
 def _listed(whole: Any) -> list[Any]:
@@ -285,6 +349,7 @@ def _named(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[s
     made: dict[str, Any] = {
         "judge": get("judge"),
         "pair_id": _text(get("pair_id"), "pair_id"),
+        "task": get("task"),
         "prompt": get("prompt_id") or get("doc_hash"),
         "model_a": a,
         "model_b": b,
@@ -294,20 +359,18 @@ def _named(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[s
         "raw": get("raw"),
     }
     for name in _PASSED_ON:
-        value = get(name)
-        if not _missing(value):
-            made[name] = str(value) if name == "task" else _number(value, name)
+        if not _missing(value := get(name)):
+            made[name] = _number(value, name) if name == "preference" else _whole(value, name)
     if isinstance(get("identical"), bool):
         made["identical"] = get("identical")
     if isinstance(get("answer_a"), str) and isinstance(get("answer_b"), str):
         made |= looks(get("answer_a"), get("answer_b"))
     preference = made.get("preference")
     if preference is not None and not 0 <= preference <= 1:
-        raise _BadRowError("preference", f"{preference} is not from 0 to 1")
-    winner = get("winner")
-    if _missing(winner) and preference is not None:
-        winner = "a" if preference < 0.5 else "b" if preference > 0.5 else "tie"
-    yield made | {"winner": winner}
+        raise _BadRowError("preference", f"this is not from 0 to 1 ({preference})")
+    if _missing(get("winner")) and preference is not None:
+        made["side"] = "a" if preference < 0.5 else "b" if preference > 0.5 else "tie"
+    yield made | {"winner": get("winner")}
 
 
 def _alpaca_eval(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[str, Any]]:
@@ -316,12 +379,13 @@ def _alpaca_eval(row: Row, columns: Mapping[str, str], number: int) -> Iterator[
     a, b = _text(row.get("generator_1"), "generator_1"), _text(row.get("generator_2"), "generator_2")
     made: dict[str, Any] = {
         "judge": row.get("annotator") or row.get("judge"),
-        "pair_id": str(row.get("item", row.get("instruction"))) + (f" {row['dataset']}" if "dataset" in row else ""),
+        "pair_id": _text(row.get("item", row.get("instruction")), "instruction")
+        + (f" {row['dataset']}" if "dataset" in row else ""),
         "model_a": a,
         "model_b": b,
         "order": None,
         "repeat": None,
-        "raw": _plain_text(row.get("raw_completion")),
+        "raw": row.get("raw_completion"),
     }
     made["prompt"] = str(row.get("instruction") or made["pair_id"])
     made |= _answers(row, "output_1", "output_2")
@@ -331,9 +395,9 @@ def _alpaca_eval(row: Row, columns: Mapping[str, str], number: int) -> Iterator[
     preference = _number(value, "preference")
     preference = 1.5 if preference == 0 else preference
     if not 1 <= preference <= 2:
-        raise _BadRowError("preference", f"{preference} is neither 0 nor from 1 to 2")
-    winner = "a" if preference < 1.5 else "b" if preference > 1.5 else "tie"
-    yield made | {"winner": winner, "preference": preference - 1}
+        raise _BadRowError("preference", f"this is neither 0 nor from 1 to 2 ({preference})")
+    side = "a" if preference < 1.5 else "b" if preference > 1.5 else "tie"
+    yield made | {"side": side, "preference": preference - 1}
 
 
 def _mt_bench(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[str, Any]]:
@@ -349,6 +413,8 @@ def _mt_bench(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dic
         "model_b": _text(row.get("model_2"), "model_2"),
         "repeat": None,
     }
+    if not {"g1_winner", "g2_winner"} & set(row):
+        raise _BadRowError("g1_winner", "there is no game")
     for game, order in (("g1", "ab"), ("g2", "ba")):
         if f"{game}_winner" in row:
             yield base | {"order": order, "winner": row[f"{game}_winner"], "raw": row.get(f"{game}_judgment")}
@@ -377,8 +443,8 @@ def _mt_bench_human(row: Row, columns: Mapping[str, str], number: int) -> Iterat
 def _llmbar(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[str, Any]]:
     """LLMBar's results, as its evaluators write them: the winner is named by output in either order."""
     results = row.get("results")
-    if not isinstance(results, list):
-        raise _BadRowError("results", "this is no list")
+    if not isinstance(results, list) or not results:
+        raise _BadRowError("results", "there is no list of results")
     base: dict[str, Any] = {
         "judge": row.get("judge"),
         "pair_id": str(number),
@@ -389,9 +455,14 @@ def _llmbar(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[
     } | _answers(row, "output_1", "output_2")
     for repeat, result in enumerate(results):
         for key, order in (("swap = False", "ab"), ("swap = True", "ba")):
-            if isinstance(result, dict) and isinstance(result.get(key), dict):
-                raw = _plain_text(result[key].get("completion"))
-                yield base | {"order": order, "repeat": repeat, "winner": result[key].get("winner"), "raw": raw}
+            one = result.get(key) if isinstance(result, dict) else None
+            one = one if isinstance(one, dict) else {}
+            yield base | {
+                "order": order,
+                "repeat": repeat,
+                "winner": one.get("winner"),
+                "raw": one.get("completion"),
+            }
 
 
 def _both_orders(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[str, Any]]:
@@ -414,8 +485,8 @@ def _both_orders(row: Row, columns: Mapping[str, str], number: int) -> Iterator[
 def _arena_hard(row: Row, columns: Mapping[str, str], number: int) -> Iterator[dict[str, Any]]:
     """Arena-Hard's judgements: game 1 shows the baseline first, game 2 the model; labels are by position."""
     games = row.get("games")
-    if not isinstance(games, list):
-        raise _BadRowError("games", "this is no list")
+    if not isinstance(games, list) or not 1 <= len(games) <= 2:
+        raise _BadRowError("games", "this is no list of one or two games")
     question = _text(row.get("question_id", row.get("uid")), "question_id")
     base: dict[str, Any] = {
         "judge": row.get("judge"),
@@ -431,9 +502,9 @@ def _arena_hard(row: Row, columns: Mapping[str, str], number: int) -> Iterator[d
         label = str(score or "").replace(">>", ">").replace("<<", "<").strip("[]").upper()
         second = "b" if first == "a" else "a"
         won = {"A>B": first, "B<A": first, "B>A": second, "A<B": second, "A=B": "tie", "B=A": "tie"}
-        raw = _plain_text(game.get("judgment") or score) if isinstance(game, dict) else None
+        raw = (game.get("judgment") or score) if isinstance(game, dict) else None
         # "A" and "B" alone would be positions here, not models.
-        yield base | {"order": order, "raw": raw, "winner": won.get(label)}
+        yield base | {"order": order, "raw": raw, "side": won.get(label)}
 
 
 _Reader = Callable[[Row, Mapping[str, str], int], Iterator[dict[str, Any]]]
@@ -471,7 +542,11 @@ def _normalised(
         try:
             for made in read(row, columns, number):
                 made["judge"] = str(made.get("judge") or judge)
-                made["winner"] = _winner(made, Trouble(str(path), number, "winner", "", "error"), troubles)
+                made["raw"] = _plain_text(made.get("raw"))
+                made["task"] = None if _missing(made.get("task")) else str(made["task"])
+                made["winner"] = made.pop("side", None) or _winner(
+                    made, Trouble(str(path), number, "winner", "", "error"), troubles
+                )
                 if made["winner"] == "error":
                     made.pop("preference", None)
                 yield made | {"where": (str(path), number)}
@@ -480,52 +555,62 @@ def _normalised(
 
 
 def _winner(made: dict[str, Any], place: Trouble, troubles: list[Trouble]) -> str:
-    value = made["winner"]
-    said = "" if _missing(value) else str(value).strip().lower()
-    if isinstance(value, float) and not _missing(value) and value.is_integer():
-        said = str(int(value))
-    if said in _TIES:
-        return "tie"
-    # The models' own names come first: one may be called "1".
-    for side in "ab":
-        if said and said == str(made[f"model_{side}"]).lower():
+    value = made.get("winner")
+    said = _said(value)
+    try:
+        if side := _side(said, made["model_a"], made["model_b"], "winner"):
             return side
-    if said in _A:
-        return "a"
-    if said in _B:
-        return "b"
-    if said != "error":
-        made["raw"] = made.get("raw") or (None if _missing(value) else str(value))
-    if not said:
-        reason = "there is no verdict"
-    else:
-        reason = "the judge failed" if said == "error" else f"the verdict cannot be read ({str(value)[:40]!r})"
+        reason = f"the verdict cannot be read ({said[:40]!r})"
+    except _BadRowError as ambiguous:
+        reason = ambiguous.reason
+    if said.lower() != "error":
+        made["raw"] = made.get("raw") or (str(value) if said else None)
+    if said.lower() in ("", "error"):
+        reason = "the judge failed" if said else "there is no verdict"
     troubles.append(Trouble(place.file, place.row, place.column, reason, "error"))
     return "error"
+
+
+def _said(value: Any) -> str:
+    """A cell as text; whole numbers without their point, as gaps in a column make floats of them."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if _missing(value) else str(value).strip()
+
+
+@lru_cache(maxsize=4096)
+def _side(
+    said: str, a: str, b: str, column: str, words_a: frozenset[str] = _A, words_b: frozenset[str] = _B
+) -> str | None:
+    """a, b or tie, from a model's own name, or else a word; None where it is neither."""
+    low = said.lower()
+    word = "a" if low in words_a else "b" if low in words_b else "tie" if low in _TIES else None
+    # Names that differ in their case only are told apart by it.
+    named = [side for side, name in (("a", a), ("b", b)) if said == name.strip()]
+    named = named or [side for side, name in (("a", a), ("b", b)) if said and low == name.strip().lower()]
+    if len(named) > 1 or (named and word in ("a", "b") and word != named[0]):
+        raise _BadRowError(column, f"this may mean either side ({said[:40]!r}, with models {a!r} and {b!r})")
+    return named[0] if named else word
 
 
 def _label(value: Any, a: str, b: str) -> str | None:
     if _missing(value):
         return None
-    said = str(int(value) if isinstance(value, float) else value).strip().lower()
-    if said in _TIES:
-        return "tie"
-    if said == a.lower() or said in _A:
-        return "a"
-    if said == b.lower() or said in _B:
-        return "b"
-    raise _BadRowError("label", f"'{said[:40]}' is neither a, b nor tie")
+    if (side := _side(_said(value), a, b, "label")) is None:
+        raise _BadRowError("label", f"this is neither a, b nor tie ({str(value)[:40]!r})")
+    return side
 
 
 def _order(value: Any, a: str, b: str) -> str | None:
     if _missing(value):
         return None
-    said = str(value).strip().lower()
-    if said == a.lower() or said in _FIRST_A:
-        return "ab"
-    if said == b.lower() or said in _FIRST_B:
-        return "ba"
-    raise _BadRowError("order", f"'{said[:40]}' does not say which answer was shown first (ab or ba)")
+    said = _said(value)
+    side = _side(said, a, b, "order", _FIRST_A, _FIRST_B)
+    if side in ("a", "b"):
+        return "ab" if side == "a" else "ba"
+    if said.lower() == "none":
+        return "none"
+    raise _BadRowError("order", f"this does not say which answer was shown first, ab or ba ({str(value)[:40]!r})")
 
 
 def _answers(row: Row, first: str, second: str) -> dict[str, Any]:
@@ -536,7 +621,10 @@ def _answers(row: Row, first: str, second: str) -> dict[str, Any]:
     lengths = [row.get(f"len_{name}") for name in (first, second)]
     if any(map(_missing, lengths)):
         return {}
-    return {"length_a": int(str(lengths[0])), "length_b": int(str(lengths[1]))}
+    return {
+        f"length_{side}": _whole(value, f"len_{name}")
+        for side, name, value in zip("ab", (first, second), lengths, strict=True)
+    }
 
 
 def _last_turn(conversation: Any) -> str | None:
@@ -559,17 +647,17 @@ def _text(value: Any, column: str) -> str:
 def _number(value: Any, column: str) -> float:
     try:
         found = float(value)
-    except (TypeError, ValueError):
-        raise _BadRowError(column, f"'{str(value)[:40]}' is no number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise _BadRowError(column, f"this is no number ({str(value)[:40]!r})") from None
     if not math.isfinite(found):
-        raise _BadRowError(column, f"{found} is no finite number")
+        raise _BadRowError(column, f"this is no finite number ({found})")
     return found
 
 
 def _whole(value: Any, column: str) -> int:
     found = _number(value, column)
-    if found != int(found):
-        raise _BadRowError(column, f"{found} is no whole number")
+    if found != int(found) or abs(found) > 2**53:
+        raise _BadRowError(column, f"this is no whole number ({found})")
     return int(found)
 
 

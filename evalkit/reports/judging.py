@@ -23,10 +23,11 @@ _WORDS = {
     "biased": "biased",
     "no sign, adequate power": "no sign of bias, with adequate power",
     "underpowered": "underpowered: neither bias nor its absence is shown",
+    "no order": "none to favour, as answers were rated apart",
 }
 
 
-def render_collected(collected: Collected, console: Any, *, n_shown: int = _SHOWN) -> None:
+def render_collected(collected: Collected, console: Any) -> None:
     """Say what was read, and every kind of row that could not be used, with the first of each."""
     for path, kind in collected.formats.items():
         _print(console, f"{path}: read as {kind}")
@@ -37,13 +38,14 @@ def render_collected(collected: Collected, console: Any, *, n_shown: int = _SHOW
         f"{collected.n_rows:,} rows, {collected.table.num_rows:,} verdicts; {dropped:,} dropped, {errors:,} kept as"
         " errors",
     )
+    first = {one.kind: one for one in reversed(collected.troubles)}
     for why, count in collected.counts().items():
+        one = first[why]
         _print(console, f"  {count:,} {why}")
-    for one in collected.troubles[:n_shown]:
         # Of one file it was said above which.
         _print(console, f"    {one}" if len(collected.formats) > 1 else f"    {one}".replace(f"{one.file}, ", "", 1))
-    if len(collected.troubles) > n_shown:
-        _print(console, f"    {len(collected.troubles) - n_shown:,} more (--json lists all)")
+    if len(collected.troubles) > len(first):
+        _print(console, f"    {len(collected.troubles) - len(first):,} more (--json lists all)")
 
 
 def render_judgement(judgement: Judgement, console: Any) -> None:
@@ -128,12 +130,12 @@ def _judge(one: JudgeAudit, console: Any) -> None:
                 f"{result.model_b} against {result.model_a} with human labels: {_share(labels.estimate)}"
                 f" ({labels.n_labelled} labels"
                 + ("" if labels.effective_labels is None else f", worth {labels.effective_labels:.0f}")
-                + f"; labels alone {_share(labels.classical)})",
+                + (f"; labels alone {_share(labels.classical)})" if labels.n_unlabelled else ")"),
             )
-    if len(one.results) == 1:
-        _print(console, one.results[0].sentence())
-    else:
-        _print(console, one.results[0].sentence().split(" After both orders")[0])
+    alone = len(one.results) == 1
+    _print(console, one.results[0].sentence() if alone else one.results[0].sentence_on_bias())
+    if any(of.soft is not None and of.length_controlled is not None for of in one.results):
+        _print(console, "note: the win rate at equal length is of the judge's probabilities, not of its verdicts")
     for warning in (*one.warnings, *one.verbosity.warnings, *_notes(one.results)):
         _print(console, f"note: {warning}")
 
@@ -193,6 +195,8 @@ def _position(found: PositionBias, console: Any) -> None:
             elif estimate is found.excess and found.excess_p is not None:
                 p = f", {_p(found.excess_p)}"
             _print(console, f"  {name}: {_share(estimate) if unit == '%' else _in_points(estimate)}{p}")
+    if found.sign != "biased" and found.n_both:
+        _print(console, f"  pairs that the position decides, in either direction: {found.most_decided:.1%} at most")
     if found.shi is not None:
         stability = found.shi.repetition_stability
         _print(
@@ -216,18 +220,20 @@ def _verbosity(one: JudgeAudit, console: Any) -> None:
         _print(console, f"  beyond the preference of humans for it: {_in_points(found.beyond_humans)}")
     for controlled in found.controlled[:1] if len(found.controlled) == 1 else ():
         for style in controlled.styles:
-            _print(console, f"  {style.quantity}: {_odds(style)}")
+            _print(console, f"  {style.quantity}: {_number(style, '+.3f')}")
 
 
 def _agreement(found: Agreement, what: str, console: Any) -> None:
-    cohen = "" if found.cohen is None else f"Cohen {_number(found.cohen)}, "
     raters = " and ".join(found.raters) if len(found.raters) < 4 else f"{len(found.raters)} raters"
     _print(console, f"{raters}, {what}: agree on {_share(found.raw)} of {found.n:,}")
-    _print(
-        console,
-        f"  {cohen}Fleiss {_number(found.fleiss)}, Krippendorff {_number(found.krippendorff)}, Gwet AC1"
-        f" {_number(found.gwet)}",
-    )
+    kappas = {"Fleiss": found.fleiss, "Krippendorff": found.krippendorff, "Gwet AC1": found.gwet}
+    if len(found.raters) == 2:
+        kappas = {"Cohen": found.cohen, **kappas}
+    _print(console, "  " + ", ".join(f"{k} {'undefined' if v is None else _number(v)}" for k, v in kappas.items()))
+    _print(console, f"  prevalence: {', '.join(f'{name} {share:.1%}' for name, share in found.prevalence)}")
+    told = dict.fromkeys(note for of in (found.raw, *kappas.values()) if of is not None for note in of.warnings)
+    for note in (*found.warnings, *told):
+        _print(console, f"  note: {note}")
 
 
 def _results(results: tuple[PairResult, ...]) -> Any:
@@ -278,12 +284,14 @@ def _slices(slices: tuple[Slice, ...], what: str) -> Any:
 
 def _panel(panel: Panel, console: Any) -> None:
     _heading(f"Panel of {len(panel.judges)} judges on {panel.n_pairs:,} pairs", console)
-    _agreement(panel.agreement, "verdicts after both orders", console)
+    _agreement(panel.agreement, "one verdict for each pair", console)
     for majority, average in list(zip(panel.majority, panel.average, strict=True))[:_MOST_RESULTS]:
         _print(console, f"{majority.quantity}: majority {_share(majority)}, average {_share(average)}")
     _print(console, f"{panel.n_disagreements:,} pairs on which one judge says A and another B")
     for one in panel.disagreements[:_SHOWN]:
         _print(console, f"  {one.pair_id}: {', '.join(f'{name} {win:g}' for name, win in one.verdicts)}")
+    for warning in panel.warnings:
+        _print(console, f"note: {warning}")
 
 
 def _ratings(name: str, ratings: Ratings, console: Any) -> None:
@@ -305,10 +313,11 @@ def _ratings(name: str, ratings: Ratings, console: Any) -> None:
 def _table(*columns: str) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     table = _SafeTable(Table(box=SIMPLE_HEAD, pad_edge=False))
     for number, name in enumerate(columns):
-        table.table.add_column(safe(name), justify="left" if number == 0 else "right", overflow="fold")
+        table.table.add_column(Text(safe(name)), justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
@@ -343,30 +352,25 @@ def _p(p_value: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
+def _interval(estimate: Estimate, form: str, *, scale: float = 100.0, unit: str = "") -> str:
+    value, *ends = (
+        format(scale * one, form) for one in (estimate.estimate, estimate.low, estimate.high) if one is not None
+    )
+    return f"{value}{unit} [{', '.join(ends)}]" if len(ends) == 2 else f"{value}{unit}"
+
+
 def _share(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.estimate:.1f}%"
-    return f"{100 * estimate.estimate:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return _interval(estimate, ".1f", unit="%")
 
 
 def _points(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.estimate:+.1f}, no interval"
-    return f"{100 * estimate.estimate:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+    return _interval(estimate, "+.1f") + (", no interval" if estimate.low is None else "")
 
 
 def _in_points(estimate: Estimate) -> str:
-    shown = _points(estimate)
-    return shown.replace(", no", " points, no") if estimate.low is None else f"{shown} points"
+    shown = _interval(estimate, "+.1f")
+    return f"{shown} points, no interval" if estimate.low is None else f"{shown} points"
 
 
-def _number(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.estimate:.3f}"
-    return f"{estimate.estimate:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _odds(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.estimate:+.3f}"
-    return f"{estimate.estimate:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def _number(estimate: Estimate, form: str = ".3f") -> str:
+    return _interval(estimate, form, scale=1.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from scipy import special
 
 from evalkit import tables
+from evalkit.judges.pairs import Pairs, pairs_of
 
 
 def judge_table(
@@ -14,6 +17,7 @@ def judge_table(
     *,
     seed: int = 0,
     position: float = 0.0,
+    both_ways: float = 0.0,
     quality: float = 0.0,
     spread: float = 1.0,
     noise: float = 1.0,
@@ -29,7 +33,8 @@ def judge_table(
     """Verdicts of one judge.
 
     B's log odds of a win are (quality + spread z + per_100 d / 100 + own ± position / 2) / noise, z the pair's own
-    difference, d the characters that B has more, and position what being shown first is worth.
+    difference, d the characters that B has more, and position what being shown first is worth; besides, on half of the
+    pairs it gains `both_ways`, and on the others it costs as much.
     """
     rng = np.random.default_rng(seed)
     z = rng.normal(size=n)
@@ -46,9 +51,10 @@ def judge_table(
             order.append(np.full(len(some), o))
             repeat.append(np.full(len(some), r))
     pair, order, repeat = map(np.concatenate, (pair, order, repeat))
+    pull = position + both_ways * np.where(np.random.default_rng([seed, 1]).random(n) < 0.5, 1.0, -1.0)
     # Two judges of one seed see the same pairs, and judge them by themselves.
     rng = np.random.default_rng([seed, *judge.encode()])
-    logit = (merit[pair] + per_100 * gap[pair] + own + position * (order - 0.5)) / noise
+    logit = (merit[pair] + per_100 * gap[pair] + own + pull[pair] * (order - 0.5)) / noise
     winner = np.where(rng.random(len(pair)) < special.expit(logit), "b", "a").astype(object)
     winner[rng.random(len(pair)) < ties] = "tie"
     winner[rng.random(len(pair)) < failures] = "error"
@@ -67,6 +73,12 @@ def judge_table(
             "label": [str(human[one]) if labelled[one] else None for one in pair],
         },
     )
+
+
+def many(n: int, repetitions: int, *, judge: str = "judge", **planted: Any) -> list[Pairs]:
+    """Draw `repetitions` times n pairs of `judge_table`, at once, which is quicker."""
+    pairs = pairs_of(judge_table(n * repetitions, judge=judge, **planted))[judge]
+    return [pairs.take(some) for some in np.split(np.arange(len(pairs)), repetitions)]
 
 
 def true_lead(position: float, *, quality: float = 0.0, spread: float = 1.0, noise: float = 1.0) -> float:

@@ -51,6 +51,9 @@ def test_krippendorffs_own_example_with_missing_ratings():
     found = agreement(KRIPPENDORFF, categories="12345")
     assert found.krippendorff.estimate == pytest.approx(0.743, abs=5e-4)
     assert found.n == 11 and found.n_single == 1
+    # The unit with one rating counts towards the prevalence (Gwet's irrCAC prints .77544 and .76117 for this table).
+    assert found.gwet.estimate == pytest.approx(0.77544, abs=5e-6)
+    assert found.fleiss.estimate == pytest.approx(0.76117, abs=5e-6)
     interval = agreement(KRIPPENDORFF, categories="12345", weights="quadratic")
     assert interval.krippendorff.estimate == pytest.approx(0.849, abs=5e-4)
 
@@ -63,6 +66,7 @@ def test_gwets_ac1_against_its_definition(missing):
         kept = unit[unit >= 0]
         if len(kept) > 1:
             pairs.append(np.mean([a == b for i, a in enumerate(kept) for j, b in enumerate(kept) if i != j]))
+        if len(kept):
             shares.append([(kept == k).mean() for k in range(3)])
     pi = np.mean(shares, axis=0)
     chance = np.sum(pi * (1 - pi)) / 2
@@ -101,8 +105,9 @@ def test_intervals_cover():
 
 def test_one_category_only_has_no_kappa_and_says_so():
     found = agreement(np.zeros((20, 2), dtype=int))
-    assert found.raw.estimate == 1 and found.cohen.low is None
-    assert "no agreement beyond chance" in found.cohen.warnings[0]
+    assert found.raw.estimate == found.gwet.estimate == 1
+    assert found.cohen is None and found.fleiss is None and found.krippendorff is None
+    assert "no agreement beyond chance" in found.warnings[0]
     assert Agreement.from_json(found.to_json()) == found
 
 

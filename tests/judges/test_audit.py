@@ -107,18 +107,59 @@ def test_the_family_of_a_judge_counts_as_itself():
     assert found.self_preference.n == 50
 
 
-def test_close_answers_have_a_line_of_their_own_where_the_judge_tells_probabilities():
-    table = judge_table(90, seed=0, position=1.0, spread=3.0, repeats=0)
-    rng = np.random.default_rng(0)
-    sure = rng.uniform(0.5, 1.0, size=len(table))
-    frame = table.to_pandas()
-    soft = with_columns(table, preference=np.where(frame.winner == "b", sure, 1 - sure))
-    found = audit(soft).judges[0].by_gap
+def test_close_answers_by_other_judges_have_a_line_of_their_own():
+    def judged(**planted):
+        parts = (judge_table(600, seed=0, repeats=0, judge=name, **planted) for name in ("j", "x", "y", "z"))
+        return audit(joined(*parts)).judges[0].by_gap
+
+    found = judged(position=1.0, spread=3.0)
     assert [one.name for one in found] == ["close", "between", "far apart"]
-    assert [one.position.n_both for one in found] == [30, 30, 30]
+    assert sum(one.position.n_both for one in found) == 600
     assert found[0].gap < found[1].gap < found[2].gap
-    assert found[0].position.conflict.estimate > found[2].position.conflict.estimate
-    assert audit(table).judges[0].by_gap == ()
+    assert found[0].position.conflict.estimate > found[2].position.conflict.estimate + 0.2
+    # Where all pairs are alike, so are the parts: nothing is close because the judge contradicted itself on it.
+    leads = [one.position.bias for one in judged(position=1.5, spread=0.0)]
+    assert max(one.low for one in leads) < min(one.high for one in leads)
+    assert audit(judge_table(100)).judges[0].by_gap == ()
+
+
+def test_verdicts_after_both_orders_are_of_pairs_in_both_orders():
+    one, two = judge_table(60, judge="x", labels=1.0, repeats=0), judge_table(60, judge="y", repeats=0)
+    frame = one.to_pandas()
+    frame = frame[(frame.order == "ab") | (frame.pair_id.str[5:].astype(int) < 40)]
+    cut = pa.Table.from_pandas(frame, schema=one.schema, preserve_index=False)
+    found = audit(joined(cut, two))
+    assert found.judges[0].with_humans.n == 100 and found.judges[0].with_humans_both.n == 40
+    assert found.panel.n_pairs == 40
+    assert found.panel.warnings == ("x: 20 pairs without verdicts in both orders are left out",)
+
+
+def test_questions_are_the_units_of_the_human_ceiling():
+    table = with_columns(judge_table(40, repeats=0), doc_hash=[f"q{n % 8}" for n in [*range(40)] * 2])
+    ratings = {f"pair {n}": {"ann": "a", "ben": "a" if n % 3 else "b"} for n in range(40)}
+    found = audit(table, labels=HumanLabels(dict.fromkeys(ratings, "a"), ratings)).humans
+    assert found.n == 40 and found.raw.n == 8 and found.raw.unit == "clusters"
+
+
+def test_ratings_are_at_equal_position_and_say_where_they_cannot_be():
+    def rated(met, orders):
+        parts = []
+        for seed, models in enumerate(met):
+            frame = judge_table(300, seed=seed, position=2.0, spread=0.0, models=models, repeats=0).to_pandas()
+            frame = frame[frame.order.isin(orders)]
+            frame["pair_id"] = [f"{seed} {one}" for one in frame.pair_id]
+            parts.append(pa.Table.from_pandas(frame, schema=tables.VERDICTS.schema, preserve_index=False))
+        found = audit(joined(*parts))
+        return found.ratings[0][1], found.warnings
+
+    # All models are equally good; the one named first is shown first where there is one order.
+    for met, orders in (("xy", "yz", "zx"), ["ab", "ba"]), (("xy", "yz", "zx"), ["ab"]):
+        found, warnings = rated([tuple(one) for one in met], orders)
+        assert found.coefficients[0].low < 2.0 < found.coefficients[0].high and not warnings
+        assert max(map(abs, found.strengths)) < 0.3
+    # Where x is always first, it is better or favoured.
+    found, warnings = rated([("x", "y"), ("x", "z")], ["ab"])
+    assert found.strengths[0] > 0.5 and "position bias, if it has one, is in the ratings" in warnings[0]
 
 
 def test_parts_of_a_fair_judge_are_called_biased_no_more_often_than_the_whole():

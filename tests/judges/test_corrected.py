@@ -10,7 +10,7 @@ from scipy import special
 from evalkit.judges.corrected import PairResult, pair_result
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.position import position_bias
-from tests.judges.simulated import judge_table
+from tests.judges.simulated import judge_table, many
 
 REPETITIONS = 120
 FEWEST = int(np.floor(REPETITIONS * (0.95 - 3 * np.sqrt(0.95 * 0.05 / REPETITIONS))))
@@ -53,12 +53,12 @@ def test_swapping_the_models_turns_the_result():
 def test_bias_is_taken_out_of_single_orders_and_its_error_carried():
     merit = 0.4 + np.random.default_rng(0).normal(size=400_000)
     truth = float((special.expit(merit + 0.75) + special.expit(merit - 0.75)).mean() / 2)
-    found = []
-    for seed in range(REPETITIONS):
-        table = judge_table(400, seed=seed, position=1.5, quality=0.4, repeats=0)
-        # Half of the pairs were judged with A first only.
-        half = without(table, lambda f: (f.order == "ba") & (f.pair_id.str[5:].astype(int) >= 200))
-        found.append(result(half))
+    table = judge_table(400 * REPETITIONS, position=1.5, quality=0.4, repeats=0)
+    # Half of the pairs were judged with A first only.
+    half = without(table, lambda f: (f.order == "ba") & (f.pair_id.str[5:].astype(int) % 400 >= 200))
+    pairs = pairs_of(half)["judge"]
+    drawn = [pairs.take(some) for some in np.split(np.arange(len(pairs)), REPETITIONS)]
+    found = [pair_result(one, position_bias(one)) for one in drawn]
     assert sum(one.corrected.low <= truth <= one.corrected.high for one in found) >= FEWEST
     assert sum(one.a_first.low <= truth <= one.a_first.high for one in found) < REPETITIONS / 10
     one = found[0]
@@ -68,7 +68,8 @@ def test_bias_is_taken_out_of_single_orders_and_its_error_carried():
 def test_labels_put_a_biased_judge_right():
     merit = np.random.default_rng(0).normal(size=400_000)
     truth = float(special.expit(merit).mean())
-    found = [result(judge_table(400, seed=s, own=0.8, labels=0.3)) for s in range(REPETITIONS)]
+    drawn = many(400, REPETITIONS, own=0.8, labels=0.3)
+    found = [pair_result(one, position_bias(one)) for one in drawn]
     assert sum(one.with_labels.estimate.low <= truth <= one.with_labels.estimate.high for one in found) >= FEWEST
     assert sum(one.averaged.low <= truth <= one.averaged.high for one in found) < REPETITIONS / 2
     assert found[0].best == found[0].with_labels.estimate
@@ -82,6 +83,31 @@ def test_the_sentence_says_what_one_order_cannot_tell():
     unknown = result(without(judge_table(50, seed=0), lambda f: f.order == "ba"))
     assert "is unknown" in unknown.sentence()
     assert any("as they are" in one for one in unknown.warnings)
+
+
+def test_few_pairs_in_both_orders_are_not_called_none():
+    table = judge_table(30, seed=0, repeats=0)
+    found = result(without(table, lambda f: (f.order == "ba") & (f.pair_id.str[5:].astype(int) >= 1)))
+    assert found.position_known_from == 1
+    assert "as 1 pairs in both orders, or their questions, are too few" in found.sentence()
+
+
+def test_answers_rated_apart_have_a_result_and_no_position():
+    table = judge_table(200, seed=0, quality=1.0, repeats=0)
+    frame = table.to_pandas()
+    frame = frame[frame.order == "ab"].assign(order="none")
+    found = result(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False))
+    assert found.averaged.low < found.corrected.estimate < found.averaged.high and found.test.p_value < 0.01
+    assert found.warnings == () and "rated by itself" in found.sentence() and "On 200 pairs" in found.sentence()
+
+
+def test_labels_of_all_pairs_are_the_result():
+    table = judge_table(100, seed=0, own=2.0, labels=1.0, repeats=0, failures=0.1)
+    found = result(table)
+    human = pairs_of(table)["judge"].label
+    assert found.best.estimate == pytest.approx(human.mean()) and found.best.n_items == 100
+    assert found.with_labels.n_labelled == 100 and found.with_labels.n_unlabelled == 0
+    assert found.with_labels.judge > found.best.high, "the judge favours B"
 
 
 def test_identical_answers_and_failures_are_left_out_and_counted():

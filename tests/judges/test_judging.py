@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,11 @@ from evalkit import tables
 from evalkit.errors import ModelError, SpecError
 from evalkit.judges.answers import pair_answers, read_answers
 from evalkit.judges.audit import audit
-from evalkit.judges.judging import JudgeSpec, judge_pairs
+from evalkit.judges.judging import JudgeSpec, _parsed, judge_pairs
+from evalkit.judges.pairs import pairs_of
 from evalkit.judges.probe import probe_pairs
 from evalkit.judges.prompts import load_prompt
+from evalkit.runs.engine import Answer
 from evalkit.runs.evaluate import run
 from evalkit.runs.spec import RunSpec
 from tests.conftest import ROOT
@@ -97,7 +100,21 @@ def test_a_judge_that_writes_nonsense_fails_and_stays_in_the_table(tiny_model, t
     found = judge_pairs(spec(tiny_model, tmp_path / "out", reasons=True, max_tokens=4), few_pairs(tmp_path, 4))
     assert found.n_failed == found.n_calls == len(found.table)
     assert set(found.table.column("winner").to_pylist()) == {"error"}
-    assert set(found.why_failed) <= {"no verdict in the text", "cut off before its verdict"}
+    assert set(found.why_failed) <= {"no verdict in the text", "cut off before its end"}
+
+
+def test_a_verdict_in_a_text_that_was_cut_off_is_none():
+    asked = JudgeSpec(RunSpec(model="m", out=Path("out")), load_prompt("pairwise"), reasons=True)
+    for reason, label in (("length", None), ("stop", "B")):
+        outcome = _parsed(asked, Answer(text="Answer 2 says\nVerdict: B", finish_reason=reason))
+        assert outcome.label == label and bool(outcome.why) == (label is None)
+
+
+def test_what_cannot_be_asked_is_refused_before_the_judge_is_loaded(tmp_path):
+    engine = RunSpec(model="m", out=tmp_path)
+    for wrong in ({"seed": -1}, {"repeats": 2.0}, {"max_tokens": 0}):
+        with pytest.raises(SpecError):
+            JudgeSpec(engine, load_prompt("pairwise"), **wrong)
 
 
 def test_a_prompt_beyond_the_window_is_an_error_and_not_cut(tiny_model, tmp_path):  # noqa: F811
@@ -112,8 +129,21 @@ def test_a_prompt_beyond_the_window_is_an_error_and_not_cut(tiny_model, tmp_path
 def test_ratings_have_no_order_and_the_higher_one_wins(tiny_model, tmp_path):  # noqa: F811
     found = judge_pairs(spec(tiny_model, tmp_path / "out", "rating", repeats=0.5), few_pairs(tmp_path, 4))
     frame = found.table.to_pandas()
-    assert frame.order.isna().all() and len(frame) == 6 and found.n_calls == 12
-    assert audit(found.table).judges[0].position.n_unknown_order == 4
+    assert set(frame.order) == {"none"} and len(frame) == 6 and found.n_calls == 12
+    assert pairs_of(found.table)["tiny"].order_free.all()
+    for row in frame.itertuples():
+        rated = {side: json.loads(raw) for side, raw in json.loads(row.raw).items()}
+        a, b = (int(max(one, key=one.get)) for one in (rated["a"], rated["b"]))
+        assert row.winner == ("tie" if a == b else "a" if a > b else "b"), "the likeliest rating is what it says"
+    assert frame.preference.between(0, 1).all() and frame.preference.nunique() > 1
+
+
+def test_identical_answers_that_are_rated_apart_tie(tiny_model, tmp_path):  # noqa: F811
+    paths = answer_files(tmp_path, 4)
+    table = judge_pairs(spec(tiny_model, tmp_path / "out", "rating", repeats=0),
+                        pair_answers(read_answers(paths[0]), read_answers(paths[0]))).table  # fmt: skip
+    assert table.column("winner").to_pylist() == ["tie"] * 4
+    assert table.column("preference").to_pylist() == pytest.approx([0.5] * 4, abs=0.05)
 
 
 def test_attempts_to_break_out_are_counted(tiny_model, tmp_path):  # noqa: F811

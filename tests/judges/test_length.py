@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import statsmodels.api as sm
 from scipy import optimize, special, stats
@@ -11,7 +12,7 @@ from evalkit import tables
 from evalkit.judges.length import difficulties, fit_logistic, length_controlled, verbosity
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.style import looks, marks
-from tests.judges.simulated import judge_table
+from tests.judges.simulated import judge_table, many
 
 REPETITIONS = 120
 FEWEST = int(np.floor(REPETITIONS * (0.95 - 3 * np.sqrt(0.95 * 0.05 / REPETITIONS))))
@@ -26,12 +27,12 @@ def test_the_fit_and_its_sandwich_are_those_of_statsmodels():
     X = np.column_stack([np.ones(400), rng.normal(size=(400, 2))])
     cluster = rng.integers(0, 80, size=400)
     y = rng.beta(2 * special.expit(X @ [0.3, 0.5, -0.4]) + 0.1, 1.0)
-    beta, V, n = fit_logistic(X, y, cluster)
+    found = fit_logistic(X, y, cluster)
     theirs = sm.GLM(y, X, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": cluster})
-    assert np.allclose(beta, theirs.params, atol=1e-6)
+    assert np.allclose(found.beta, theirs.params, atol=1e-6)
     # statsmodels multiplies by (N - 1) / (N - p), too.
-    assert np.allclose(V, theirs.cov_params() * (400 - 3) / (400 - 1), rtol=1e-5)
-    assert n == len(np.unique(cluster))
+    assert np.allclose(found.covariance, theirs.cov_params() * (400 - 3) / (400 - 1), rtol=1e-5)
+    assert found.n_units == len(np.unique(cluster))
 
 
 def test_separated_outcomes_and_equal_columns_have_no_fit():
@@ -49,7 +50,8 @@ def test_a_planted_preference_for_length_is_within_its_interval_in_95_percent_of
     even = float(special.expit(merit).mean())
     human = special.expit(merit)
     beyond = float((np.where(gap > 0, p, 1 - p) - np.where(gap > 0, human, 1 - human))[gap != 0].mean())
-    found = [of(seed=s, quality=0.3, per_100=0.2, position=0.5, labels=1.0) for s in range(REPETITIONS)]
+    drawn = many(300, REPETITIONS, quality=0.3, per_100=0.2, position=0.5, labels=1.0)
+    found = [verbosity(one) for one in drawn]
 
     def hits(pick, value):
         return sum(pick(one).low <= value <= pick(one).high for one in found)
@@ -60,13 +62,14 @@ def test_a_planted_preference_for_length_is_within_its_interval_in_95_percent_of
     assert hits(lambda one: one.controlled[0].win_rate, even) >= FEWEST
 
 
-def leaderboard(n_questions=40, n_models=8, *, seed=0, phi=1.0, spread=1.5):
+def leaderboard(n_questions=40, n_models=8, *, seed=0, phi=1.0, spread=1.5, theta=None):
     """Models against one baseline on the same questions, some of them easier to win: the verdicts, and the true rates.
 
     Longer by 300 characters on average, all models gain by it.
     """
     rng = np.random.default_rng(seed)
-    gamma, theta = spread * rng.normal(size=n_questions), np.linspace(-1.5, 1.5, n_models)
+    gamma = spread * rng.normal(size=n_questions)
+    theta = np.linspace(-1.5, 1.5, n_models) if theta is None else np.array(theta)
     rows = []
     for m in range(n_models):
         gap = np.round(rng.normal(300, 400, size=n_questions))
@@ -119,13 +122,18 @@ def test_the_rate_with_difficulties_and_its_error_are_those_of_statsmodels():
     X = np.column_stack([np.ones(len(one)), np.tanh(gap / gap.std()), gamma])
     fit = sm.GLM(one.win, X, family=sm.families.Binomial()).fit(cov_type="HC0")
 
-    def rate(beta):
+    def rate(beta, gamma):
         return special.expit(beta[0] + beta[2] * gamma).mean()
 
-    slope = optimize.approx_fprime(fit.params, rate, 1e-7)
-    error = np.sqrt(slope @ fit.cov_params() @ slope * 200 / 199)
-    assert found.win_rate.estimate == pytest.approx(rate(fit.params), abs=1e-7)
-    assert found.win_rate.standard_error == pytest.approx(error, rel=1e-4)
+    # Without a question, its verdict and its difficulty are both gone.
+    left = []
+    for out in range(len(one)):
+        kept = np.arange(len(one)) != out
+        again = sm.GLM(one.win[kept], X[kept], family=sm.families.Binomial()).fit(start_params=fit.params)
+        left.append(rate(again.params, gamma[kept]))
+    jackknife = np.sqrt((len(left) - 1) * np.var(left))
+    assert found.win_rate.estimate == pytest.approx(rate(fit.params, gamma), abs=1e-7)
+    assert found.win_rate.standard_error == pytest.approx(jackknife, rel=0.05)
     assert found.difficulty.estimate == pytest.approx(fit.params[2], abs=1e-6)
 
 
@@ -141,6 +149,52 @@ def test_rates_at_equal_length_are_within_their_intervals_where_questions_differ
     assert abs(np.mean(errors)) < 0.01
 
 
+def test_the_questions_are_a_sample_too_however_much_their_difficulty_matters():
+    # Without their part, the interval would cover 82% here.
+    hits, psi = 0, 3.0
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    truth = special.expit(0.5 + psi * nodes) @ weights / weights.sum()
+    pairs, _ = leaderboard(150 * 300, 1, phi=0.5, spread=psi, theta=[0.5])
+    # The difficulties that `leaderboard` drew.
+    gamma = np.random.default_rng(0).normal(size=len(pairs))
+    for some in np.split(np.arange(len(pairs)), 150):
+        found = length_controlled(pairs.take(some), gamma[some]).win_rate
+        hits += found.low <= truth <= found.high
+    assert hits >= stats.binom.ppf(0.001, 150, 0.95), hits
+
+
+@pytest.mark.parametrize("position", [0.0, 4.0])
+def test_the_rate_at_equal_length_is_of_both_orders(position):
+    errors, hits = [], 0
+    truth = (special.expit(0.5 + position / 2) + special.expit(0.5 - position / 2)) / 2
+    for pairs in many(300, 60, quality=0.5, spread=0.0, position=position, per_100=0.1, repeats=0):
+        found = length_controlled(pairs).win_rate
+        errors.append(found.estimate - truth)
+        hits += found.low <= truth <= found.high
+    assert hits >= stats.binom.ppf(0.001, 60, 0.95), hits
+    # At position 4, sigma(theta) would be 8 points off.
+    assert abs(np.mean(errors)) < 0.01
+
+
+def test_why_length_has_no_effect_that_can_be_told():
+    parts = [judge_table(60, seed=n, models=models, repeats=0) for n, models in enumerate([("a", "b"), ("c", "d")])]
+    frames = [one.to_pandas().assign(pair_id=lambda f, n=n: f"{n} " + f.pair_id) for n, one in enumerate(parts)]
+    both = pa.concat_tables(pa.Table.from_pandas(f, schema=parts[0].schema, preserve_index=False) for f in frames)
+    found = verbosity(pairs_of(both)["judge"])
+    assert found.per_100_characters is None and any("never met" in one for one in found.warnings)
+    assert verbosity(pairs_of(judge_table(20, failures=1.0))["judge"]).warnings == ("no pair has a verdict",)
+    few = verbosity(pairs_of(judge_table(20))["judge"])
+    assert few.warnings == ("no win rate at equal length for 1 of 1 pairs of models: fewer than 30 questions",)
+
+
+def test_the_same_text_twice_is_not_in_the_rate_at_equal_length():
+    table = judge_table(100, seed=1)
+    frame = table.to_pandas()
+    frame["identical"] = frame.pair_id.isin([f"pair {n}" for n in range(20)])
+    pairs = pairs_of(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False))["judge"]
+    assert verbosity(pairs).controlled[0].win_rate.n_items == 80
+
+
 def test_the_position_is_told_apart_from_the_length():
     found = of(seed=0, position=1.0, spread=0.0, per_100=0.1).controlled[0]
     assert found.position.low < 1.0 < found.position.high
@@ -152,8 +206,6 @@ def test_unknown_and_equal_lengths_are_counted():
     frame = table.to_pandas()
     frame.loc[frame.pair_id == "pair 3", "length_a"] = None
     frame.loc[frame.pair_id == "pair 4", "length_b"] = frame.loc[frame.pair_id == "pair 4", "length_a"]
-    import pyarrow as pa
-
     found = verbosity(pairs_of(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False))["judge"])
     assert found.n_known == 98
     assert found.warnings == ("1 pairs without a verdict or without lengths are left out",)

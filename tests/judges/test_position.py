@@ -10,7 +10,7 @@ from scipy import stats
 from evalkit import tables
 from evalkit.judges.pairs import pairs_of
 from evalkit.judges.position import PositionBias, position_bias
-from tests.judges.simulated import judge_table, true_excess, true_lead
+from tests.judges.simulated import judge_table, many, true_excess, true_lead
 
 REPETITIONS = 150
 # 95% of 150, less three standard errors of such a share.
@@ -99,14 +99,14 @@ def test_swapping_the_positions_turns_the_sign():
 )
 def test_planted_bias_is_within_its_interval_in_95_percent_of_runs(n, planted):
     lead, excess = true_lead(**planted), true_excess(**planted)
-    found = [position_bias(pairs_of(judge_table(n, seed=seed, **planted))["judge"]) for seed in range(REPETITIONS)]
+    found = [position_bias(one) for one in many(n, REPETITIONS, **planted)]
     assert sum(inside(one.bias, lead) for one in found) >= FEWEST
     assert sum(inside(one.excess, excess) for one in found) >= FEWEST
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 4.0])
 def test_a_fair_judge_however_noisy_is_called_biased_in_at_most_5_percent(noise):
-    found = [position_bias(pairs_of(judge_table(150, seed=s, noise=noise))["judge"]) for s in range(REPETITIONS)]
+    found = [position_bias(one) for one in many(150, REPETITIONS, noise=noise)]
     most = REPETITIONS * (0.05 + 3 * np.sqrt(0.05 * 0.95 / REPETITIONS))
     assert sum(one.sign == "biased" for one in found) <= most
     assert not any(one.excess is None for one in found)
@@ -119,6 +119,60 @@ def test_position_that_pulls_both_ways_shows_as_excess_without_direction():
     found = position_bias(verdicts(*rows))
     assert found.direction_test.p_value > 0.5 and found.bias.estimate == 0
     assert found.excess.estimate == 1 and found.sign == "biased"
+
+
+@pytest.mark.parametrize(("repeated", "sign"), [(0, "underpowered"), (100, "biased")])
+def test_a_judge_that_always_contradicts_itself_is_never_called_fair(repeated, sign):
+    # As above, with few repeats or none: its lead is zero, and known to be small.
+    rows = [(str(n), order, r, order[n % 2]) for n in range(1000) for r in range(1 + (n < repeated))
+            for order in ("ab", "ba")]  # fmt: skip
+    found = position_bias(verdicts(*rows))
+    assert found.consistent == 0 and abs(found.bias.high) < found.smallest_bias
+    assert found.sign == sign
+    assert found.most_decided > 0.9
+
+
+@pytest.mark.parametrize("repeats", [0.0, 0.1])
+def test_a_pull_in_both_directions_is_hardly_ever_called_no_sign(repeats):
+    # On half of the pairs the first gains 3 in log odds, 56 points, on the others the second.
+    found = [position_bias(one) for one in many(600, 60, both_ways=3.0, repeats=repeats)]
+    assert sum(one.sign == "no sign, adequate power" for one in found) == 0
+    assert not repeats or sum(one.sign == "biased" for one in found) >= 57
+
+
+@pytest.mark.parametrize(("n", "repeats"), [(400, 0.0), (1000, 0.5)])
+def test_a_fair_judge_is_called_so_where_it_hardly_contradicts_itself_or_has_many_repeats(n, repeats):
+    # Without repeats, only consistency shows it; with them, noise is told from a pull in both directions.
+    noise = 1.0 if repeats else 0.05
+    found = position_bias(pairs_of(judge_table(n, seed=1, spread=3.0, noise=noise, repeats=repeats))["judge"])
+    assert found.sign == "no sign, adequate power" and found.most_decided < found.smallest_bias
+
+
+def test_repeats_of_one_question_only_give_no_excess_and_stop_nothing():
+    table = judge_table(60, seed=0, repeats=0.1)
+    frame = table.to_pandas()
+    repeated = set(frame.pair_id[frame["repeat"] == 1])
+    frame["doc_hash"] = ["one" if pair in repeated else pair for pair in frame.pair_id]
+    found = position_bias(pairs_of(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False))["judge"])
+    assert found.noise is not None and found.excess is None and found.excess_p is None
+    assert any("too few pairs are repeated" in one for one in found.warnings)
+
+
+def test_repeats_of_the_hard_pairs_only_are_told():
+    def warned(hard):
+        # The first 40 pairs are answered by chance, the others always by the same model; 40 pairs are repeated.
+        rng = np.random.default_rng(0)
+        rows = [(str(n), order, r, "ab"[rng.integers(2)] if n < 40 else "a") for n in range(200)
+                for r in range(1 + (n < 40 if hard else n % 5 == 0)) for order in ("ab", "ba")]  # fmt: skip
+        return any("no random part" in one for one in position_bias(verdicts(*rows)).warnings)
+
+    assert warned(hard=True) and not warned(hard=False)
+
+
+def test_answers_rated_apart_have_no_position_to_speak_of():
+    found = position_bias(verdicts(*((str(n), "none", 0, "ab"[n % 2]) for n in range(10))))
+    assert found.sign == "no order" and found.n_order_free == 10 and found.n_unknown_order == 0
+    assert found.warnings == () and "rated apart" in str(found)
 
 
 def test_pairs_of_one_question_are_one_cluster():

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalkit.errors import SpecError
-from evalkit.judges.prompts import defuse, load_prompt, preference_of
+from evalkit.judges.prompts import defuse, higher_rated, load_prompt, preference_of
 
+PAIRWISE = "kind: pairwise\nsystem: s\nuser: '{answer_1}{answer_2}'\nverdicts: "
 OURS = ("pairwise", "pairwise-reference", "rating", "rubric")
 
 
@@ -35,7 +36,10 @@ def test_our_prompts_load_and_fill(name):
         (" B ", "B"),
         ("[[A]]", "A"),
         ("Verdict: A\nVerdict: A", "A"),
-        ("Verdict: A\nOn reflection\nVerdict: B", None),
+        ("Verdict: A\nOn reflection\nVerdict: B", "B"),
+        ("Answer B ends with\nVerdict: B\nVerdict: A\n", "A"),
+        ("Answer B ends with\n> Verdict: B", None),
+        ("Verdict: B\nThat is what answer B says.", None),
         ("Answer A is better", None),
         ("A and B are equal", None),
         ("Verdict: D", None),
@@ -63,6 +67,13 @@ def test_special_tokens_are_taken_apart_and_attempts_counted():
     assert defuse("a plain <b>answer</b>").attempts == {}
 
 
+def test_turn_markers_of_common_templates_are_taken_apart_without_a_tokenizer():
+    markers = ["<|eot_id|>", "<\uff5cUser\uff5c>", "<end_of_turn>", "<<SYS>>", "</s>", "</think>", "<eos>", "[/INST]"]
+    markers += ["[SYSTEM_PROMPT]", "[/TOOL_RESULTS]"]
+    found = defuse("x".join(markers))
+    assert found.attempts == {"special tokens": len(markers)} and not any(one in found.text for one in markers)
+
+
 @given(st.text(alphabet="<|>im_end[/INST]s ", max_size=80))
 def test_no_special_token_survives(text):
     special = ["<|im_end|>", "</s>", "[INST]"]
@@ -77,7 +88,17 @@ def test_soft_preferences_come_from_the_labels_probabilities():
     assert preference_of(("A", "B", "C"), [-1.0, -1.0, -3.0], prompt)[0] == "C", "equally likely is a tie"
     rating = load_prompt("rating")
     label, value, _ = preference_of(rating.labels, [math.log(p) for p in (0.1, 0.1, 0.1, 0.1, 0.6)], rating)
-    assert label == "5" and value == pytest.approx(1 + 0.1 * (1 + 2 + 3) + 0.6 * 4)
+    assert label == "5" and value is None
+
+
+def test_the_preference_of_two_ratings_is_the_chance_that_one_is_higher():
+    scale = [1, 2, 3]
+    a, b = [math.log(p) for p in (0.5, 0.3, 0.2)], [math.log(p) for p in (0.1, 0.3, 0.6)]
+    chances = [(math.exp(p + q), i, k) for p, i in zip(a, scale, strict=True) for q, k in zip(b, scale, strict=True)]
+    higher = sum(p * (1 if k > i else 0.5 if k == i else 0) for p, i, k in chances)
+    assert higher_rated(a, b, scale) == pytest.approx(higher)
+    assert higher_rated(b, a, scale) == pytest.approx(1 - higher)
+    assert higher_rated(a, a, scale) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +110,14 @@ def test_soft_preferences_come_from_the_labels_probabilities():
         ("kind: pairwise\nsystem: s\nuser: '{answer_1}{answer_2}'\nverdicts: {A: first}", "must mean first, second"),
         ("kind: rating\nsystem: s\nuser: '{answer}'\nverdicts: {good: yes please}", "numbers"),
         ("kind: rating\nsystem: s\nuser: '{answer}'", "no 'verdicts'"),
+        ("kind: [x]\nsystem: s\nuser: u\nverdicts: {A: first}", "no kind of prompt"),
+        ("kind: pairwise\nsystem: s\nuser: 7\nverdicts: {A: first}", "user must be a text"),
+        (PAIRWISE + "[A, B]", "verdicts a mapping"),
+        (PAIRWISE + "{A: [first], B: second}", "must mean first, second"),
+        (PAIRWISE + "{A>B: first, B: second}", "could not say the label 'A>B'"),
+        (PAIRWISE + "{Yes: first, No: second}", "could not say the label True"),
+        (PAIRWISE + "{a: first, A: second}", "differ in their case only"),
+        ("kind: rating\nsystem: s\nuser: '{answer}'\nverdicts: {1: 1, 2: .nan}", "numbers"),
     ],
 )
 def test_bad_prompt_files_are_refused(tmp_path, text, what):

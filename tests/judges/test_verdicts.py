@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 
 import pandas as pd
 import pytest
+import zstandard
 
 from evalkit import tables
 from evalkit.errors import InputError, SpecError
+from evalkit.judges.pairs import pairs_of
 from evalkit.judges.verdicts import read_labels, read_verdicts
 
 
@@ -171,6 +174,180 @@ def test_our_own_table_comes_back_as_it_is(tmp_path):
     again = read_verdicts([tmp_path])
     assert again.table.equals(first.table)
     assert again.counts() == {"error: the judge failed": 1}
+
+
+def judging(folder, prompt, rows, reasons=False):
+    made = [row(order="ab") | {"repeat": 0, "doc_hash": "p1"} | one for one in rows]
+    tables.write(folder / "verdicts.parquet", tables.from_rows(tables.VERDICTS, made), tables.VERDICTS)
+    settings = {"prompt": {"name": prompt}, "reasons": reasons}
+    (folder / "judge.json").write_text(json.dumps({"settings": settings}))
+    return folder
+
+
+def test_judgings_of_one_judge_on_several_models_are_read_together(tmp_path):
+    first = judging(tmp_path / "1", "pairwise", [{"model_b": "y"}])
+    second = judging(tmp_path / "2", "pairwise", [{"model_b": "z", "winner": "b"}])
+    found = read_verdicts([first, second])
+    assert winners(found) == [("p1: x / y", "ab", "a"), ("p1: x / z", "ab", "b")] and not found.troubles
+    assert set(found.table.column("doc_hash").to_pylist()) == {"p1"} and set(pairs_of(found.table)) == {"j"}
+    assert winners(read_verdicts([first, first])) == winners(read_verdicts([first])), "one file is read once"
+
+
+def test_judgings_that_face_other_ways_share_their_pairs(tmp_path):
+    first = judging(tmp_path / "1", "pairwise", [{"judge": "j1"}])
+    turned = {"judge": "j2", "model_a": "y", "model_b": "x", "winner": "b", "preference": 0.9, "length_a": 7}
+    other = lines(tmp_path / "v.jsonl", [row() | {"judge": "j3", "model_a": "y", "model_b": "x"}])
+    frame = read_verdicts([first, judging(tmp_path / "2", "pairwise", [turned]), other]).table.to_pandas()
+    assert list(frame.model_a) == ["x"] * 3 and list(frame.pair_id) == ["p1"] * 3
+    assert list(frame.winner) == ["a", "a", "b"] and list(frame.order) == ["ab", "ba", "ba"]
+    assert frame.preference[1] == pytest.approx(0.1) and frame.length_b[1] == 7
+
+
+def test_a_judge_that_was_asked_in_two_ways_is_two_judges(tmp_path):
+    ways = [("pairwise", False), ("rating", False), ("pairwise", True)]
+    folders = [judging(tmp_path / f"{n}", name, [{}], reasons) for n, (name, reasons) in enumerate(ways)]
+    found = read_verdicts(folders)
+    assert set(pairs_of(found.table)) == {"j (pairwise)", "j (rating)", "j (pairwise, with reasons)"}
+    assert not found.troubles
+
+
+@pytest.mark.parametrize(
+    ("models", "said", "winner"),
+    [
+        (("c", "d"), "c", "a"),
+        (("both", "same"), "same", "b"),
+        (("a", "b"), "B", "b"),
+        (("GPT", "gpt"), "gpt", "b"),
+        (("1", "2"), 2.0, "b"),
+        (("b", "a"), "b", "error"),
+        (("2", "1"), "1", "error"),
+        (("x", "y"), "c", "tie"),
+        (("x", "y"), 1.5, "error"),
+        (("x", "y"), float("inf"), "error"),
+    ],
+)
+def test_a_models_name_goes_before_words_and_what_may_mean_either_side_is_no_verdict(tmp_path, models, said, winner):
+    rows = [row("p0"), row() | {"model_a": models[0], "model_b": models[1], "winner": said}]
+    assert winners(read_verdicts([lines(tmp_path / "v.jsonl", rows)]))[1][2] == winner
+
+
+def test_labels_and_orders_are_read_as_carefully(tmp_path):
+    rows = [row("p0", label=1.0), row("p1", label=1.5), row("p2", label="c"), row("p3", label=float("inf"))]
+    rows += [
+        row("p4", order="y") | {"model_b": "a", "model_a": "y", "winner": "y"},
+        row("p5", order="a") | {"model_b": "a"},
+    ]
+    rows += [row("p6", order="none"), row("p7", order=1.0)]
+    found = read_verdicts([lines(tmp_path / "v.jsonl", rows)])
+    assert [tuple(one[name] for name in ("pair_id", "label", "order")) for one in found.table.to_pylist()] == [
+        ("p0", "a", "ab"), ("p2", "tie", "ab"), ("p4", None, "ab"), ("p6", None, "none"), ("p7", None, "ba"),
+    ]  # fmt: skip
+    assert [(one.row, one.column) for one in found.troubles] == [(2, "label"), (4, "label"), (6, "order")]
+
+
+def test_a_readers_own_finding_is_not_read_again_as_a_name(tmp_path):
+    games = [{"score": "A>B"}, {"score": "A>B"}]
+    rows = [{"model": "a", "baseline": "b", "judge": "j", "question_id": "q", "games": games}]
+    assert [one[2] for one in winners(read_verdicts([lines(tmp_path / "v.jsonl", rows)]))] == ["a", "b"]
+
+
+def test_what_a_run_of_verdicts_holds_beside_verdicts_is_listed(tmp_path):
+    runs = [{"judge": "j", "verdicts": [row(), "none", row("p2")]}, {"judge": "k", "verdicts": 3}, {"judge": "l"}]
+    for kind in ("jsonl", "json"):
+        path = tmp_path / f"v.{kind}"
+        path.write_text(json.dumps(runs) if kind == "json" else "\n".join(map(json.dumps, runs)))
+        found = read_verdicts([path])
+        assert [one[0] for one in winners(found)] == ["p1", "p2"]
+        assert [(one.row, one.column) for one in found.troubles] == [(1, "-"), (2, "verdicts"), (3, "verdicts")]
+
+
+def test_results_and_games_that_are_not_two_are_listed(tmp_path):
+    llmbar = {"input": "q", "label": 1, "output_1": "a", "output_2": "b"}
+    results = [[{"swap = False": {"winner": "1"}}], [], ["?"]]
+    found = read_verdicts([lines(tmp_path / "r.jsonl", [llmbar | {"results": one} for one in results])])
+    assert winners(found) == [("1", "ab", "a"), ("1", "ba", "error"), ("3", "ab", "error"), ("3", "ba", "error")]
+    assert found.counts() == {"error: there is no verdict": 3, "dropped: there is no list of results": 1}
+    arena = {"model": "new", "judge": "g"}
+    games = [[{"score": "A>B"}] * n for n in (1, 2, 3, 0)]
+    rows = [arena | {"question_id": str(n), "games": one} for n, one in enumerate(games)]
+    found = read_verdicts([lines(tmp_path / "g.jsonl", rows)])
+    assert len(winners(found)) == 3 and [one.row for one in found.troubles] == [3, 4]
+
+
+def test_files_of_one_name_are_of_two_judges(tmp_path):
+    one = {"input": "q", "label": 1, "results": [{"swap = False": {"winner": "1"}, "swap = True": {"winner": "1"}}]}
+    paths = []
+    for name in ("gpt", "llama"):
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "result.json")
+        paths[-1].write_text(json.dumps([one]))
+    found = read_verdicts(paths)
+    assert not found.troubles and set(pairs_of(found.table)) == {str(path.with_suffix("")) for path in paths}
+
+
+def test_reasons_are_counted_by_kind_and_not_by_value(tmp_path):
+    rows = [
+        row(),
+        *(row(f"q{n}", length_a=f"long {n}") for n in range(5)),
+        row("x", order="up"),
+        row("y", order="down"),
+    ]
+    assert read_verdicts([lines(tmp_path / "v.jsonl", rows)]).counts() == {
+        "dropped: this is no number": 5,
+        "dropped: this does not say which answer was shown first, ab or ba": 2,
+    }
+
+
+def test_odd_but_valid_files_are_read(tmp_path):
+    content = "".join(json.dumps(row(f"p{n}")) + "\n" for n in range(3)).encode()
+    stream = io.BytesIO()
+    with zstandard.ZstdCompressor().stream_writer(stream, closefd=False) as writer:
+        writer.write(content)
+    (tmp_path / "s.jsonl.zst").write_bytes(stream.getvalue() * 2)
+    assert len(winners(read_verdicts([tmp_path / "s.jsonl.zst"]))) == 3
+    odd = [row("p\u2028q", raw=["a", 1]), row("p\x85q", raw=7), row("r", raw={"x": None}, length_a=12.0)]
+    (tmp_path / "o.jsonl").write_text("\r\n".join(json.dumps(one, ensure_ascii=False) for one in odd))
+    table = read_verdicts([tmp_path / "o.jsonl"]).table
+    assert (
+        table.column("raw").to_pylist() == ['["a", 1]', "7", '{"x": null}']
+        and table.column("length_a")[2].as_py() == 12
+    )
+    (tmp_path / "h.jsonl").write_text(json.dumps(row(raw="cut \ud83d")) + "\n")
+    assert read_verdicts([tmp_path / "h.jsonl"]).table.column("raw").to_pylist() == ["cut ?"]
+    long = "x" * 200_000
+    (tmp_path / "l.csv").write_text(f"pair_id,model_a,model_b,winner,raw\np,x,y,a,{long}\nq,x,y,a,b,c\n")
+    found = read_verdicts([tmp_path / "l.csv"])
+    assert found.table.column("raw").to_pylist() == [long]
+    assert [(one.row, one.reason) for one in found.troubles] == [(2, "the row has more cells than the header")]
+    alpaca = {"instruction": "q", "generator_1": "x", "generator_2": "y", "preference": 1, "len_output_1": 12.0}
+    found = read_verdicts([lines(tmp_path / "a.jsonl", [alpaca | {"len_output_2": 3}, alpaca | {"len_output_2": 1.5}])])
+    assert found.table.column("length_a").to_pylist() == [12] and found.troubles[0].column == "len_output_2"
+
+
+def test_broken_files_are_refused(tmp_path):
+    for name, content in (("a.jsonl.gz", gzip.compress(b"x" * 500)[:-20] + b"?" * 20), ("b.jsonl.zst", b"zstd")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read"):
+            read_verdicts([tmp_path / name])
+    (tmp_path / "u.csv").write_text("a,b\n1,2,3\n4,5\n")
+    with pytest.raises(InputError, match="no verdicts of a known format"):
+        read_verdicts([tmp_path / "u.csv"])
+
+
+def test_a_label_that_fits_several_pairs_is_refused(tmp_path):
+    table = read_verdicts([lines(tmp_path / "v.jsonl", [row(), row() | {"model_b": "z"}])]).table
+    with pytest.raises(InputError, match="fits 2 pairs, such as 'p1: x / y' and 'p1: x / z'"):
+        pairs_of(table, {"p1": "a"})
+    assert pairs_of(table, {"p1: x / z": "b"})["j"].label.tolist()[1:] == [1.0]
+
+
+def test_what_is_known_of_a_pair_may_stand_in_any_of_its_rows(tmp_path):
+    rows = [row(), row(order="ba", label="b", length_a=3, length_b=4, identical=True)]
+    pairs = pairs_of(read_verdicts([lines(tmp_path / "v.jsonl", rows)]).table)["j"]
+    assert pairs.label.tolist() == [1.0] and pairs.lengths.tolist() == [[3, 4]] and pairs.identical.tolist() == [True]
+    rows[0]["label"] = "a"
+    with pytest.raises(InputError, match="the pair 'p1' has two labels"):
+        pairs_of(read_verdicts([lines(tmp_path / "w.jsonl", rows)]).table)
 
 
 def test_labels_of_several_raters_become_their_majority(tmp_path):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import pyarrow as pa
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from evalkit import tables
 from evalkit.cli import app
+from evalkit.judges.audit import audit
+from evalkit.reports.judging import render_audit
 from tests.judges.simulated import judge_table
+
+
+def printed(render, found):
+    console = Console(width=200, file=io.StringIO())
+    render(found, console)
+    return console.file.getvalue()
 
 
 def invoke(*arguments):
@@ -54,6 +65,8 @@ def test_bad_rows_are_shown_with_file_and_row(tmp_path):
     text = " ".join(invoke("--verdicts", path).output.split())
     assert "31 rows, 30 verdicts; 1 dropped, 10 kept as errors" in text
     assert "row 1, column winner: the verdict cannot be read ('maybe')" in text
+    assert "row 31, column pair_id: it is empty (dropped)" in text, "the first of each kind is shown"
+    assert "9 more" in text
 
 
 def test_foreign_text_is_not_obeyed(tmp_path):
@@ -64,6 +77,34 @@ def test_foreign_text_is_not_obeyed(tmp_path):
     assert "\x1b" not in text and "<U+001B>" in text and "[bold]x" in text
 
 
+def test_names_of_judges_in_headings_of_tables_are_not_obeyed():
+    # A closing tag without an opening one would end the program, were it read as markup.
+    frame = judge_table(90, judge="[/x] j").to_pandas()
+    frame["model_a"], frame["model_b"] = "[/red]", [f"m{n % 3}" for n in range(len(frame))]
+    frame["pair_id"] += frame.model_b
+    found = audit(pa.Table.from_pandas(frame, schema=tables.VERDICTS.schema, preserve_index=False))
+    text = printed(render_audit, found)
+    assert "ratings by [/x] j" in text and "[/red]" in text
+
+
+def test_undefined_agreement_is_not_printed_as_a_number():
+    table = judge_table(30, spread=0.0, quality=40.0, labels=1.0)
+    text = printed(render_audit, audit(table))
+    assert "agree on 100.0% of 60" in text and "Cohen undefined, Fleiss undefined, Krippendorff undefined" in text
+    assert "note: all ratings are of one category" in text and "prevalence: b 100.0%" in text
+
+
+def test_ratings_apart_are_printed_without_a_word_on_order():
+    frame = judge_table(100, repeats=0).to_pandas()
+    frame = frame[frame.order == "ab"].assign(order="none")
+    text = printed(
+        render_audit, audit(pa.Table.from_pandas(frame, schema=tables.VERDICTS.schema, preserve_index=False))
+    )
+    assert "- Position: none to favour, as answers were rated apart" in text
+    for wrong in ("nobody knows", "unknown", "both orders", "underpowered"):
+        assert wrong not in text, wrong
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -71,6 +112,11 @@ def test_foreign_text_is_not_obeyed(tmp_path):
         (["a", "b", "--judge", "m"], "two runs, a judge and a directory"),
         (["a", "--verdicts", "v.jsonl"], "so nothing is judged"),
         (["--verdicts", "no-such.jsonl"], "cannot be read"),
+        (["--verdicts", "v.jsonl", "--limit", "5"], "so nothing is judged"),
+        (["--verdicts", "v.jsonl", "--out", "o"], "so nothing is judged"),
+        (["--verdicts", "v.jsonl", "--prompt", "pairwise"], "so nothing is judged"),
+        (["a", "b", "--judge", "m", "--out", "o", "--columns", "winner=x"], "no verdicts to read"),
+        (["a", "b", "--judge", "m", "--out", "o", "--format", "named"], "no verdicts to read"),
     ],
 )
 def test_mistakes_end_with_a_message(arguments, what):
