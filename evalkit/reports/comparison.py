@@ -50,7 +50,10 @@ BETTER, WORSE = "better", "worse"
 
 @dataclass(frozen=True)
 class ItemPair:
-    """One item that both runs answered: item means over repeats and seeds, and the first answers."""
+    """One item that both runs answered: item means over repeats and seeds, and the first answers.
+
+    `cluster` is the source that it shares with other items, if it does.
+    """
 
     task: str
     doc_hash: str
@@ -60,6 +63,7 @@ class ItemPair:
     target: str | None
     response_a: str | None
     response_b: str | None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -516,6 +520,7 @@ def _item_pairs(task: str, pairs: pd.DataFrame) -> list[ItemPair]:
             target=text(row["target_a"]),
             response_a=text(row["response_a"]),
             response_b=text(row["response_b"]),
+            cluster=text(row["cluster_a"]),
         )
         for row in pairs.reset_index().to_dict("records")
     ]

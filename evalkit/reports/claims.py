@@ -1,0 +1,578 @@
+"""What the report claims, in the order in which a reader decides: each with its numbers, its table and its figures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+import evalkit
+from evalkit.reports.comparison import BETTER, OVERALL, WORSE, Comparison, p_text, points
+from evalkit.reports.differences import BOTH, SEED, Noise, SubsetResult, TaskComparison
+from evalkit.reports.document import Claim, Table
+from evalkit.reports.sensitivity import EXPLAINED, UNCONFIRMED, contamination, tipping_point, worst_cases
+from evalkit.reports.terminal import notes
+from evalkit.runs.health import sentences
+from evalkit.stats.clusters import design_effect
+from evalkit.stats.results import Estimate
+from evalkit.stats.standings import Standings
+
+SUBSET_NAMES: Final = {"all": "all items", "clean": "clean items", "flagged": "flagged items"}
+
+_HASHED: Final = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "commit", "dtype")
+
+
+def verdict_of(comparison: Comparison) -> tuple[str, str]:
+    """Return the verdict's word, and the headline: the verdict on clean items decides where there was an audit."""
+    subset = "clean" if "clean" in comparison.overall else "all"
+    word = comparison.overall[subset].verdict
+    headline = comparison.headline()
+    found = contamination(comparison)
+    if found is not None and found.finding in (EXPLAINED, UNCONFIRMED):
+        what = found.finding[0].upper() + found.finding[1:]
+        seen = "" if found.interaction is None else f" (flagged less clean: {_with_interval(found.interaction)} points)"
+        headline = f"{what}{seen}. {headline}"
+    return word, headline
+
+
+def strip_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """What the comparison rests on, in a line."""
+    result = comparison.overall["all"]
+    clusters = {item.cluster for item in comparison.items if item.cluster is not None}
+    noises = [task.noise for task in comparison.tasks if task.noise]
+    seeds = sorted({(one.n_seeds_a, one.n_seeds_b) for one in noises}) or [(1, 1)]
+    answers = max((one.n_answers for one in noises), default=1)
+    parts = [
+        ("B − A", f"{_with_interval(result.difference)} points"),
+        ("items", f"{result.n_items:,}"),
+        ("tasks", f"{len(comparison.tasks):,}"),
+        ("clusters", f"{len(clusters):,}" if clusters else "none: items are taken as independent"),
+        ("seeds", ", ".join(f"{a}" if a == b else f"{a} and {b}" for a, b in seeds)),
+        ("answers per item and seed", f"{answers}"),
+    ]
+    return tuple(parts)
+
+
+def verdict_claim(comparison: Comparison) -> Claim:
+    """Say which verdict by which rule, on all items and on the clean ones."""
+    word, headline = verdict_of(comparison)
+    rows = [
+        (
+            SUBSET_NAMES[name],
+            result.verdict,
+            points(result.difference.estimate),
+            _interval(result.difference),
+            _points(result.decision.smallest_detectable),
+        )
+        for name, result in comparison.overall.items()
+    ]
+    subset = "clean" if "clean" in comparison.overall else "all"
+    return Claim(
+        "verdict",
+        f"B is {word} on {SUBSET_NAMES[subset]}" if word in (BETTER, WORSE) else f"{word} on {SUBSET_NAMES[subset]}",
+        (headline, f"The rule: {comparison.decision_rule.explain()}"),
+        (Table(("items", "verdict", "B − A, points", "interval", "smallest detectable"), tuple(rows), n_text=2),),
+    )
+
+
+def suite_claim(comparison: Comparison) -> Claim:
+    """The mean over tasks, for this suite and for tasks like these."""
+    rows = []
+    for name, result in comparison.overall.items():
+        for question, one in (("this suite", result.difference), ("tasks like these", result.tasks_like_these)):
+            if one is not None:
+                cells = (points(one.estimate), _interval(one), f"{one.n:,} {one.unit}")
+                rows.append((SUBSET_NAMES[name], question, *cells, one.method))
+    result = comparison.overall["all"]
+    said = [f"Over {_count(len(comparison.tasks), 'task')}, B − A is {_with_interval(result.difference)} points."]
+    if result.tasks_like_these is not None:
+        said.append(
+            f"For other tasks of the kind, the interval is {_interval(result.tasks_like_these)}: "
+            "that is the question when the suite stands for what a model can do in general."
+        )
+    else:
+        said.append("One task says nothing about tasks like it.")
+    if result.test is not None:
+        said.append(f"{result.test.method}: p {_equals(result.test.p_value)}.")
+    columns = ("items", "question", "B − A, points", "interval", "units", "method")
+    return Claim("suite", "The difference over all tasks", tuple(said), (Table(columns, tuple(rows), n_text=2),))
+
+
+def tasks_claim(comparison: Comparison) -> Claim:
+    """Each benchmark: scores, difference, interval, p, discordant items, units, and what could have been found."""
+    several = len(comparison.tasks) > 1
+    columns = (
+        *("task", "items", "A", "B", "B − A", "interval", *(("p Holm",) if several else ("p",))),
+        *("A : B", "n", "clusters", "design effect", "r", "smallest detectable", "B is"),
+    )
+    by_task: dict[str, list[Any]] = {}
+    for item in comparison.items:
+        by_task.setdefault(item.task, []).append(item)
+    rows = []
+    for name, result in comparison.results():
+        if result.subset == "flagged" and name != OVERALL:
+            continue
+        of = [item for item in by_task.get(name, ()) if result.subset in ("all", item.status)]
+        rows.append(_task_row(name, result, of, several=several))
+    table = Table(columns, tuple(rows), n_text=2, n_total=sum(row[0] == OVERALL for row in rows))
+    better = [task.task for task in comparison.tasks if task.subsets["all"].verdict == BETTER]
+    worse = [task.task for task in comparison.tasks if task.subsets["all"].verdict == WORSE]
+    said = [
+        f"On all items, B is better on {_listed(better)} and worse on {_listed(worse)} of {len(comparison.tasks)}."
+        if several
+        else f"{comparison.tasks[0].task}: B is {comparison.tasks[0].subsets['all'].verdict}."
+    ]
+    said.append(
+        "A : B counts the items on which only one is right (or is higher); the rest say nothing about the difference. "
+        "r is the correlation of both models' scores over items: the higher, the more pairing has gained."
+    )
+    figures = {
+        "forest": "Differences of each task with intervals; hollow markers are clean items, the band is the margin.",
+        "discordance": "Items that only A or only B gets right, by task.",
+    }
+    if _has_power(comparison):
+        figures["power"] = "Chance of finding the smallest difference that matters, over the number of items."
+    return Claim("tasks", "Each benchmark", tuple(said), (table,), figures)
+
+
+def _task_row(name: str, result: SubsetResult, items: Sequence[Any], *, several: bool) -> tuple[str, ...]:
+    difference, test = result.difference, result.test
+    p = result.p_adjusted if several and name != OVERALL else test.p_value if test else None
+    a, b = (np.array([getattr(item, side) for item in items]) for side in ("score_a", "score_b"))
+    discordant = f"{int((a > b).sum())} : {int((b > a).sum())}" if len(items) else ""
+    clusters = [item.cluster or item.doc_hash for item in items] if any(item.cluster for item in items) else None
+    effect = design_effect(b - a, clusters) if clusters and len(set(clusters)) > 1 and (b - a).any() else None
+    r = np.corrcoef(a, b)[0, 1] if len(items) > 1 and a.std() > 0 and b.std() > 0 else None
+    return (
+        name,
+        result.subset,
+        *("" if score is None else f"{100 * score:.1f}" for score in (result.score_a, result.score_b)),
+        points(difference.estimate),
+        _interval(difference),
+        "" if p is None else p_text(p),
+        discordant,
+        f"{result.n_items:,}",
+        "" if clusters is None else f"{len(set(clusters)):,}",
+        "" if effect is None else f"{effect:.2f}",
+        "" if r is None else f"{r:.2f}".replace("-", "−"),
+        _points(result.decision.smallest_detectable),
+        result.verdict,
+    )
+
+
+def _has_power(comparison: Comparison) -> bool:
+    return any(task.subsets["all"].difference.standard_error for task in comparison.tasks)
+
+
+def seeds_claim(comparison: Comparison) -> Claim:
+    """What seeds and repeats do, and what more of them would buy."""
+    noises = {task.task: task.noise for task in comparison.tasks if task.noise}
+    if not any(max(one.n_seeds_a, one.n_seeds_b) > 1 for one in noises.values()):
+        return Claim(
+            "seeds",
+            "Seeds",
+            (
+                "Each model ran with one seed: how much other seeds would change the scores is unknown. The intervals "
+                "above are for these seeds, on items like these.",
+            ),
+            tuple(_component_tables(noises)),
+        )
+    said, rows = [], []
+    whole = comparison.noise
+    if whole is not None:
+        for new, question in ((SEED, "other seeds on these items"), (BOTH, "other seeds and other items")):
+            one = whole.intervals.get(new)
+            if one is not None:
+                rows.append((question, points(one.estimate), _interval(one), one.method))
+        wider = whole.intervals.get(BOTH)
+        if wider is not None and wider.low is not None and wider.high is not None:
+            holds = wider.low > 0 or wider.high < 0
+            said.append(
+                f"With other seeds and other items, B − A would lie in {_interval(wider)}: "
+                + ("also then it is not zero." if holds else "it may then be zero.")
+            )
+    for name, noise in noises.items():
+        if noise.seed_sd_a is not None and noise.seed_sd_b is not None and len(noises) <= _MOST_TASKS_IN_WORDS:
+            of_a, of_b = (_sd(one) for one in (noise.seed_sd_a, noise.seed_sd_b))
+            said.append(f"{name}: over seeds, A's score varies with SD {of_a} and B's with {of_b} points.")
+    tables = [Table(("question", "B − A, points", "interval", "method"), tuple(rows))] if rows else []
+    tables += _component_tables(noises)
+    return Claim(
+        "seeds",
+        "Seeds",
+        tuple(said),
+        tuple(tables),
+        {"seeds": "One dot for each seed; matched seeds of A and B are joined."},
+        tuple(dict.fromkeys(warning for one in noises.values() for warning in one.warnings)),
+    )
+
+
+_MOST_TASKS_IN_WORDS: Final = 6
+
+
+def _component_tables(noises: Mapping[str, Noise]) -> list[Table]:
+    """Shares of the variance, and what more of each would buy."""
+    shares, designs = [], []
+    for name, noise in noises.items():
+        known = [one for one in noise.components if one.variance is not None]
+        total = sum(one.variance or 0.0 for one in known)
+        for one in known:
+            share = f"{(one.variance or 0.0) / total:.0%}" if total else ""
+            shares.append((name, " × ".join(one.facets), _sd(one), share))
+        for place, design in enumerate(noise.designs):
+            levels = ", ".join(f"{count:,} {facet}s" for facet, count in design.levels.items())
+            what = "as it is" if place == 0 else ""
+            answers = f"{design.answers} answer{'s' if design.answers > 1 else ''}"
+            designs.append((name, f"{levels}, {answers}", what, f"{100 * design.standard_error:.2f}"))
+    found = []
+    if shares:
+        columns = ("task", "part of the difference's variance", "SD, points", "share")
+        found.append(Table(columns, tuple(shares), n_text=2, caption="Where the difference's variance comes from"))
+    if designs:
+        columns = ("task", "design", "", "standard error, points")
+        found.append(Table(columns, tuple(designs), n_text=3, caption="What more seeds, items or answers would buy"))
+    return found
+
+
+def contamination_claim(comparison: Comparison) -> Claim:
+    """Whether the verdict hangs on flagged items, found or not."""
+    tipping = tipping_point(comparison)
+    said = []
+    if comparison.rule is None:
+        said.append(
+            "No audit was given: nothing is known of leaked items. `evalkit audit` looks for them in the training data."
+        )
+        if tipping is not None:
+            said.append(f"Were there leaks, {tipping}.")
+        return Claim("contamination", "Contamination", tuple(said))
+    found = contamination(comparison)
+    assert found is not None
+    said.append(f"By the rule {comparison.rule}, {found.finding}.")
+    if found.interaction is not None:
+        what = "the flagged items move the difference" if _excludes_zero(found.interaction) else "this could be chance"
+        said.append(
+            f"On flagged items, B − A is larger than on clean ones by {_with_interval(found.interaction)} points "
+            f"({_count(found.n_tasks, 'task')} with enough of both): {what}."
+        )
+    if tipping is not None:
+        said.append(f"Leaks that the audit has missed: {tipping}.")
+    rows = [
+        (
+            SUBSET_NAMES[name],
+            f"{result.n_items:,}",
+            *("" if score is None else f"{100 * score:.1f}" for score in (result.score_a, result.score_b)),
+            points(result.difference.estimate),
+            _interval(result.difference),
+            result.verdict,
+        )
+        for name, result in comparison.overall.items()
+    ]
+    counts: dict[str, dict[str, int]] = {}
+    for item in comparison.items:
+        of = counts.setdefault(item.task, {})
+        of[item.status] = of.get(item.status, 0) + 1
+    by_task = [(task, *(f"{of.get(one, 0):,}" for one in ("clean", "flagged", "not audited"))) for task, of in counts.items()]
+    return Claim(
+        "contamination",
+        "Contamination",
+        tuple(said),
+        (
+            Table(("items", "n", "A", "B", "B − A, points", "interval", "B is"), tuple(rows)),
+            Table(("task", "clean", "flagged", "not audited"), tuple(by_task), caption="Items of each task"),
+        ),
+        {"leaks": "Every item as a stripe by what the audit says, above who is right on it."},
+        ("clean items are not a random sample of all items: the question is another one",),
+    )
+
+
+def slices_claim(comparison: Comparison) -> Claim | None:
+    """The difference by a column of the documents."""
+    if comparison.slices is None:
+        return None
+    rows = [
+        (
+            one.name,
+            f"{one.estimate.n_items:,}",
+            points(one.estimate.estimate),
+            _interval(one.estimate),
+            *("" if p is None else p_text(p) for p in (one.p_value, one.adjusted)),
+            "" if one.shrunken is None else _with_interval(one.shrunken),
+        )
+        for one in comparison.slices.slices
+    ]
+    columns = (comparison.slices_by or "slice", "n", "B − A, points", "interval", "p", "q", "drawn to all slices")
+    return Claim("slices", f"By {comparison.slices_by}", (comparison.slices.explain(),), (Table(columns, tuple(rows)),))
+
+
+def judge_claim(judge: Any) -> Claim:
+    """What judges say of the models, and what is to be said of the judges; `judge` is `evalkit.judges.audit.Audit`."""
+    if judge is None:
+        return Claim("judge", "Judge", ("No judge was given.",))
+    said, position, results = [], [], []
+    for one in judge.judges:
+        bias = one.position
+        position.append(
+            (
+                one.judge,
+                f"{bias.n_both:,}",
+                *(f"{count:,}" for count in (bias.first_twice, bias.second_twice, bias.tie_once, bias.consistent)),
+                *(_share(part) for part in (bias.conflict, bias.noise, bias.excess)),
+                "" if bias.bias is None else _with_interval(bias.bias),
+                bias.sign,
+            )
+        )
+        for result in one.results:
+            rates = (result.a_first, result.b_first, result.averaged, result.length_controlled, result.best)
+            results.append((one.judge, f"{result.model_b} against {result.model_a}", *map(_share_with_interval, rates)))
+            best = result.best
+            if best is not None:
+                said.append(
+                    f"{one.judge}: {result.model_b} wins {_share_with_interval(best)} against {result.model_a}, "
+                    f"over {result.n_used:,} pairs. {result.sentence()}"
+                )
+        if one.self_preference is not None:
+            said.append(f"{one.judge} has judged answers of its own family: {one.self_preference}")
+        if one.with_humans_both is not None:
+            ceiling = "" if judge.humans is None else f"; humans among themselves {_share(judge.humans.raw)}"
+            said.append(f"{one.judge} agrees with humans on {_share(one.with_humans_both.raw)} of the pairs{ceiling}.")
+    return Claim(
+        "judge",
+        "Judge",
+        tuple(said),
+        (
+            Table(
+                ("judge", "pair", "B's wins, A first", "B first", "both orders", "at equal length", "corrected"),
+                tuple(results),
+                n_text=2,
+                caption="Win rates of B, ties half",
+            ),
+            Table(
+                (
+                    *("judge", "pairs", "first twice", "second twice", "tie once", "consistent", "conflict", "noise"),
+                    *("excess", "the first leads by, points", "sign"),
+                ),
+                tuple(position),
+                caption="Both orders",
+            ),
+        ),
+        {"orders": "Verdicts of the one order against those of the other."},
+        tuple(dict.fromkeys([*judge.warnings, *(warning for one in judge.judges for warning in one.warnings)])),
+    )
+
+
+def standings_claim(standings: Standings) -> Claim:
+    """Several models: every paired difference, and the ranks that the data leave possible."""
+    order = sorted(range(len(standings.names)), key=lambda place: -standings.means[place])
+    ranks = [
+        (
+            standings.names[i],
+            f"{100 * standings.means[i]:.1f}",
+            f"{standings.rank_low[i]}"
+            if standings.rank_low[i] == standings.rank_high[i]
+            else f"{standings.rank_low[i]} to {standings.rank_high[i]}",
+        )
+        for i in order
+    ]
+    pairs = [
+        (
+            standings.names[i],
+            *("" if i == j else f"{points(standings.difference(i, j)[0])} [{points(standings.difference(i, j)[1])}, "
+              f"{points(standings.difference(i, j)[2])}]" for j in order),
+        )
+        for i in order
+    ]  # fmt: skip
+    return Claim(
+        "models",
+        "Several models",
+        (standings.explain(),),
+        (
+            Table(("model", "mean score", "ranks"), tuple(ranks)),
+            Table(
+                ("row less column, points", *(standings.names[j] for j in order)),
+                tuple(pairs),
+                caption="Paired differences, with intervals that hold all at once",
+            ),
+        ),
+        notes=standings.warnings,
+    )
+
+
+def trend_claim(trend: Any) -> Claim:
+    """The score over training steps, and from which step on the gain is clear."""
+    said, rows = [], []
+    for task in trend.tasks:
+        for line in task.lines:
+            name = f"mean of {line.n_series}" if line.n_series > 1 else line.series or ""
+            if line.clear_from is not None:
+                said.append(
+                    f"{task.task}{f', {name}' if name else ''}: from step {line.clear_from:,} on, the score differs "
+                    "clearly from that of the first checkpoint, allowing for all steps."
+                )
+            for one in line.steps:
+                score = f"{100 * one.score.estimate:.1f}"
+                interval = "" if one.score.low is None else f"{100 * one.score.low:.1f} to {100 * one.score.high:.1f}"
+                rows.append((task.task, name, f"{one.step:,}", score, interval))
+    said = said or ["At no step does a score differ clearly from that of the first checkpoint."]
+    table = Table(("task", "series", "step", "score", "interval"), tuple(rows), n_text=2)
+    figures = {"trend": "Score over training steps with bands; the mark is where the gain becomes clear."}
+    return Claim("trend", "Checkpoints", tuple(said), (table,), figures, tuple(trend.warnings))
+
+
+def health_claim(comparison: Comparison) -> Claim:
+    """What the runs' own health checks say."""
+    said, rows = [], []
+    for side, name, record in (
+        ("A", comparison.name_a, comparison.record_a),
+        ("B", comparison.name_b, comparison.record_b),
+    ):
+        health = record.get("health") or {}
+        findings = sentences({"findings": [], **health})
+        if not health:
+            said.append(f"{side} ({name}): no health check is recorded.")
+        elif not findings:
+            said.append(f"{side} ({name}): nothing was found wrong with the run.")
+        rows += [(f"{side} ({name})", "yes" if health.get("suspect") else "no", finding) for finding in findings]
+        failed = record.get("n_errors")
+        if isinstance(failed, int) and failed:
+            said.append(f"{side} ({name}): {failed:,} requests failed for good.")
+    tables = (Table(("run", "suspect", "finding"), tuple(rows), n_text=3),) if rows else ()
+    return Claim("health", "Health of the runs", tuple(said), tables)
+
+
+def assumptions_claim(comparison: Comparison) -> Claim:
+    """What the numbers rest on, what was dropped, and the worst that this could do."""
+    result = comparison.overall["all"]
+    cases = worst_cases(comparison)
+    proportions = all(0 <= score <= 1 for item in comparison.items for score in (item.score_a, item.score_b))
+    said = [
+        f"The unit of independence is {result.difference.unit}; intervals speak of {result.difference.population}.",
+        f"Scores are averaged over repeats and seeds before anything else, so that an item counts once. "
+        f"{_family(comparison)} The decision rule's SHA-256 is {comparison.decision_rule.digest()}.",
+    ]
+    tables: tuple[Table, ...] = ()
+    if not cases:
+        said.append("No item was dropped.")
+    else:
+        n = sum(one.n_missing for one in cases)
+        said.append(f"{_count(n, 'item')} of either run had no partner with a score and were dropped.")
+        if proportions:
+            rows = [
+                (one.task, f"{one.n_items:,}", f"{one.n_missing:,}", f"{points(one.low)} to {points(one.high)}")
+                for one in cases
+            ]
+            columns = ("task", "compared", "dropped", "B − A in the worst and the best case, points")
+            tables = (Table(columns, tuple(rows), caption="If the dropped items had had the worst scores for B, or the best"),)
+            if result.verdict in (BETTER, WORSE) and len(comparison.tasks) == 1:
+                flips = cases[0].low <= 0 <= cases[0].high
+                said.append(f"In the worst case the difference {'could vanish' if flips else 'keeps its sign'}.")
+    return Claim("assumptions", "Assumptions and dropped items", tuple(said), tables, notes=tuple(notes(comparison)))
+
+
+def _family(comparison: Comparison) -> str:
+    n = len(comparison.tasks)
+    return (
+        f"The {n} tasks are one family: verdicts on single tasks are by intervals that hold all at once."
+        if n > 1
+        else "There is one task, so nothing was adjusted for several."
+    )
+
+
+def repeat_claim(comparison: Comparison, commands: Sequence[str]) -> Claim:
+    """Commands, versions and hashes."""
+    rows = []
+    for side, record in (("A", comparison.record_a), ("B", comparison.record_b)):
+        model, spec = record.get("model") or {}, record.get("spec") or {}
+        facts = {
+            "model": model.get("path") or record.get("name"),
+            **{name.replace("_", " "): model.get(name) for name in _HASHED},
+            "tasks": _text(spec.get("tasks")),
+            "seeds": _text(spec.get("seeds")),
+            **{name: spec.get(name) for name in ("limit", "num_fewshot", "repeats", "backend", "margin")},
+            "source tree": _text((record.get("git") or {}).get("commit")),
+            "versions": ", ".join(f"{name} {version}" for name, version in (record.get("packages") or {}).items()),
+            "finished": record.get("finished"),
+        }
+        rows += [(side, name, str(value)) for name, value in facts.items() if value not in (None, "", [])]
+    return Claim(
+        "repeat",
+        "How to repeat this",
+        (f"evalkit {evalkit.__version__}", *commands),
+        (Table(("run", "what", "value"), tuple(rows), n_text=3),),
+    )
+
+
+def run_command(record: Mapping[str, Any], out: str) -> str | None:
+    """The command line of a run, from its record; None where the record does not say it."""
+    spec = record.get("spec") or {}
+    if not spec.get("model") or not spec.get("tasks"):
+        return None
+    words = ["evalkit", "run", "--model", str(spec["model"]), "--tasks", _text(spec["tasks"])]
+    for name in ("limit", "num_fewshot", "repeats", "task_seed", "subset_seed", "backend", "margin", "gen_kwargs"):
+        value = spec.get(name)
+        if value not in (None, {}, "", []):
+            shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+            words += [f"--{name.replace('_', '-')}", shown]
+    words += ["--seeds", _text(spec["seeds"])] if spec.get("seeds") else []
+    words += ["--chat-template"] if spec.get("chat_template") else []
+    return shlex.join([*words, "--out", out])
+
+
+def dropped(task: TaskComparison) -> int:
+    """Items of either run that are not compared."""
+    return task.n_missing
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+
+
+def _count(n: int, what: str) -> str:
+    return f"one {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def _interval(one: Estimate) -> str:
+    return "none" if one.low is None or one.high is None else f"{points(one.low)} to {points(one.high)}"
+
+
+def _with_interval(one: Estimate) -> str:
+    if one.low is None or one.high is None:
+        return f"{points(one.estimate)} (no interval)"
+    return f"{points(one.estimate)} ({one.confidence_level:.0%} interval {_interval(one)})"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else points(value)[1:]
+
+
+def _equals(p_value: float) -> str:
+    text = p_text(p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _excludes_zero(one: Estimate) -> bool:
+    return one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+
+
+def _sd(one: Any) -> str:
+    if one.standard_deviation is None:
+        return "unknown"
+    interval = "" if one.low is None else f" ({100 * one.low:.2f} to {100 * one.high:.2f})"
+    return f"{100 * one.standard_deviation:.2f}{interval}"
+
+
+def _share(one: Estimate | None) -> str:
+    return "" if one is None else f"{100 * one.estimate:.1f}%".replace("-", "−")
+
+
+def _share_with_interval(one: Estimate | None) -> str:
+    if one is None:
+        return ""
+    interval = "" if one.low is None or one.high is None else f" ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    return f"{100 * one.estimate:.1f}%{interval}"
