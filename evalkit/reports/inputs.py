@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CLEAN, FLAGGED = "clean", "flagged"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory, read.
 
@@ -181,6 +182,34 @@ class Run:
             )
         return found
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each task, by its first metric with scores: the mean over items, and its standard error."""
+        import pandas as pd
+
+        rows = []
+        for task in self.tasks:
+            metric = self.primary(task, None)
+            items, n_unscored = self.items(task, metric)
+            mean, error = (items.score.mean(), items.score.sem()) if len(items) else (None, None)
+            rows.append({
+                "task": task, "metric": ",".join(metric), "n_items": len(items), "score": mean,
+                "standard_error": error, "n_unscored": n_unscored,
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}: {self.name}, {len(self.tasks)} tasks, {len(self.samples):,} rows)"
+
+    def _repr_html_(self) -> str:
+        table: str = self.to_frame().to_html(index=False, escape=True)
+        findings = "".join(f"<li>{html.escape(one)}</li>" for one in self._findings())
+        return f"<p><b>{html.escape(self.name)}</b></p>{table}{f'<ul>{findings}</ul>' if findings else ''}"
+
+    def _findings(self) -> list[str]:
+        """What the run's health check found."""
+        found = (self.record.get("health") or {}).get("findings") or []
+        return [f"{one['severity']}: {one['message']}" for one in found]
+
     def _loaded(self, tasks: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
         """Load the tasks' documents as the run did."""
         from evalkit.tasks import doc_hash, load_tasks
@@ -263,7 +292,7 @@ class Audit:
     n_bad_rows: int
 
 
-def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) -> Run:
+def load_run(directory: Path | str | Run, columns: Mapping[str, str] | None = None) -> Run:
     """Read a run directory, or what others wrote (`adaptors.read_results`); one that is read already is returned.
 
     `columns` are the names that a table has for its own: see `adaptors.from_frame`.
@@ -279,6 +308,7 @@ def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) ->
     """
     if isinstance(directory, Run):
         return directory
+    directory = Path(directory)
     path = directory / "samples.parquet"
     if not path.is_file():
         if (directory / "run.json").is_file():

@@ -13,16 +13,18 @@ import numpy.typing as npt
 
 from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.reports.comparison import p_text, points
-from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
+from evalkit.reports.figures import GREY, LOOKS, check_figure_path, panels, write_panels
 from evalkit.reports.inputs import load_run, read_json
 from evalkit.reports.page import one_line
 from evalkit.stats.means import mean_score
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate
 from evalkit.stats.trend import MIN_CHECKPOINTS, UNRESOLVED, LateChange, RankTrend, late_change, rank_trend
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SCOPE: Final = (
     "verdicts are for items like these at these checkpoints; they say nothing of other seeds or of what comes next"
@@ -43,13 +45,18 @@ class StepScore:
 
 @dataclass(frozen=True)
 class SeriesTrend:
-    """One training run, or the mean of `n_series` of them, on one task; `late` is None below 3 checkpoints."""
+    """One training run, or the mean of `n_series` of them, on one task; `late` is None below 3 checkpoints.
+
+    `clear_from` is the step from which on the score differs from the first checkpoint's, on the same side at all later
+    steps, by intervals that hold for all steps at once (Bonferroni); None where there is none.
+    """
 
     series: str | None
     n_series: int
     steps: tuple[StepScore, ...]
     rank: RankTrend
     late: LateChange | None
+    clear_from: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -270,7 +277,26 @@ def _follow(
         ),
         rank=rank_trend(steps, [mean.estimate for mean in means]),
         late=late,
+        clear_from=_clear_from(scores, steps, cluster, confidence_level),
     )
+
+
+def _clear_from(
+    scores: npt.NDArray[np.float64], steps: Sequence[int], cluster: Sequence[Any], confidence_level: float
+) -> int | None:
+    """The step from which on the difference to the first one is clear, and stays on its side."""
+    if len(steps) < 2:
+        return None
+    level = 1 - (1 - confidence_level) / (len(steps) - 1)
+    sides = []
+    for column in scores.T[1:]:
+        found = paired_difference(scores[:, 0], column, cluster=cluster, confidence_level=level, method="auto")
+        clear = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+        sides.append(np.sign(found.estimate) if clear else 0.0)
+    first = len(sides)
+    while first > 0 and sides[first - 1] == sides[-1] != 0:
+        first -= 1
+    return steps[first + 1] if first < len(sides) else None
 
 
 def _warnings(result: TaskTrend, checkpoints: Sequence[_Checkpoint], scores: pd.DataFrame) -> list[str]:
@@ -370,6 +396,11 @@ def write_trend_figure(trend: Trend, path: Path) -> None:
     write_panels(path, [partial(_draw, task=task) for task in trend.tasks])
 
 
+def checkpoint_trend(trend: Trend) -> Figure:
+    """Draw a panel per task, as `write_trend_figure` does, and return the figure."""
+    return panels([partial(_draw, task=task) for task in trend.tasks])
+
+
 def _draw(axes: Axes, task: TaskTrend) -> None:
     drawn = []
     for number, line in enumerate(task.lines):
@@ -387,6 +418,11 @@ def _draw(axes: Axes, task: TaskTrend) -> None:
             *([values[i] for i in hollow] for values in (steps, score)),
             color=colour, marker=marker, markersize=4, markerfacecolor="white", linestyle="none",
         )  # fmt: skip
+    if (clear := task.lines[-1].clear_from) is not None:
+        axes.axvline(clear, color=GREY, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "clear", (clear, 1), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points", fontsize=7
+        )
     key = " (hollow: suspect)" if any(one.suspect for line in task.series for one in line.steps) else ""
     axes.set_title(one_line(task.task) + key, loc="left", fontsize=9)
     axes.set_xlabel("step")

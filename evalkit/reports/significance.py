@@ -1,0 +1,288 @@
+"""Makes the significance report of two runs, and writes it as a page, a notebook, Markdown or JSON."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from evalkit import tables
+from evalkit.errors import CompareError, InputError, SpecError
+from evalkit.files import write_text
+from evalkit.reports import claims
+from evalkit.reports.comparison import Comparison, compare
+from evalkit.reports.document import Report
+from evalkit.reports.explorer import Evidence, evidence
+from evalkit.reports.figures import forest_plot
+from evalkit.reports.figures_evidence import discordance_bars, leak_strip, order_mosaic, power_curve, seed_strip
+from evalkit.reports.inputs import Run, load_run
+from evalkit.reports.notebook import notebook
+from evalkit.reports.page import one_line, render_page
+from evalkit.reports.trend import checkpoint_trend, trend
+from evalkit.stats.standings import Standings, standings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+FORMATS: Final = (".html", ".ipynb", ".md", ".json")
+
+
+def report(
+    run_a: Path | str | Run,
+    run_b: Path | str | Run,
+    *others: Path | str | Run,
+    audit: Path | str | None = None,
+    judge: Path | str | None = None,
+    checkpoints: Path | str | None = None,
+    **options: Any,
+) -> Report:
+    """Make the significance report of B against A, the baseline.
+
+    Parameters
+    ----------
+    run_a, run_b
+        As `compare` takes them.
+    others
+        Further models: all are compared pair by pair, with the ranks that the data leave possible.
+    audit
+        An audit directory.
+    judge
+        What `evalkit judge` wrote: a directory with `verdicts.parquet`, or such a table.
+    checkpoints
+        A folder with the runs of a training run's checkpoints, as `evalkit trend` takes it.
+    options
+        Of `compare`: margin, rule, metric, slices, cluster, confidence_level and the others.
+
+    Raises
+    ------
+    CompareError, InputError, SpecError, TableError
+        As `compare`, `standings_of` and `trend` do.
+    """
+    return with_evidence(run_a, run_b, *others, audit=audit, judge=judge, checkpoints=checkpoints, **options)[0]
+
+
+def with_evidence(
+    run_a: Path | str | Run,
+    run_b: Path | str | Run,
+    *others: Path | str | Run,
+    audit: Path | str | None = None,
+    judge: Path | str | None = None,
+    checkpoints: Path | str | None = None,
+    **options: Any,
+) -> tuple[Report, Callable[[], Evidence]]:
+    """Make the report, and what collects the evidence that a page's explorer shows of the items."""
+    places = [one if isinstance(one, Run) else Path(one) for one in (run_a, run_b, *others)]
+    columns = options.get("columns")
+    runs = [load_run(one, columns) for one in places]
+    audit_path = None if audit is None else Path(audit)
+    comparison = compare(runs[0], runs[1], audit=audit_path, **options)
+    verdicts = None if judge is None else read_verdicts(Path(judge))
+    ranks = standings_of(runs, metric=options.get("metric")) if others else None
+    followed = None if checkpoints is None else trend(Path(checkpoints), metric=options.get("metric"))
+    given = {"audit": audit, "judge": judge, "checkpoints": checkpoints, **options}
+    made_by = {name: value for name, value in given.items() if value not in (None, False)}
+    made = assemble(
+        comparison,
+        verdicts=verdicts,
+        ranks=ranks,
+        followed=followed,
+        places=[str(one.directory) for one in runs],
+        made_by=made_by,
+    )
+    return made, partial(evidence, comparison, runs[0], audit_path, verdicts)
+
+
+def assemble(
+    comparison: Comparison,
+    *,
+    verdicts: pa.Table | None = None,
+    ranks: Standings | None = None,
+    followed: Any = None,
+    places: Sequence[str] = ("A", "B"),
+    made_by: Mapping[str, Any] | None = None,
+) -> Report:
+    """Put the claims together in their order."""
+    judged = None if verdicts is None else _judge_audit(verdicts)
+    drawings: dict[str, Callable[[], Figure]] = {"forest": partial(forest_plot, comparison)}
+    if comparison.items:
+        drawings["discordance"] = partial(discordance_bars, comparison)
+    if comparison.overall["all"].difference.standard_error:
+        drawings["power"] = partial(power_curve, comparison)
+    if any(task.noise and max(task.noise.n_seeds_a, task.noise.n_seeds_b) > 1 for task in comparison.tasks):
+        drawings["seeds"] = partial(seed_strip, comparison)
+    if comparison.rule is not None and comparison.items:
+        drawings["leaks"] = partial(leak_strip, comparison)
+    if verdicts is not None and (counts := order_counts(verdicts)).sum():
+        judges = ", ".join(dict.fromkeys(verdicts.column("judge").to_pylist()))
+        drawings["orders"] = partial(order_mosaic, counts, judge=judges)
+    if followed is not None:
+        drawings["trend"] = partial(checkpoint_trend, followed)
+    word, headline = claims.verdict_of(comparison)
+    said = [
+        claims.verdict_claim(comparison),
+        claims.suite_claim(comparison),
+        claims.tasks_claim(comparison),
+        claims.seeds_claim(comparison),
+        claims.contamination_claim(comparison),
+        claims.judge_claim(judged),
+        claims.slices_claim(comparison),
+        claims.standings_claim(ranks) if ranks is not None else None,
+        claims.trend_claim(followed) if followed is not None else None,
+        claims.health_claim(comparison),
+        claims.assumptions_claim(comparison),
+        claims.repeat_claim(comparison, commands(comparison, places, made_by or {})),
+    ]
+    alarms = [f"{run}: {finding}" for run, findings in comparison.suspects().items() for finding in findings]
+    return Report(
+        title=f"Is {comparison.name_b} better than {comparison.name_a}?",
+        verdict=word,
+        headline=headline,
+        alarms=tuple(alarms),
+        strip=claims.strip_of(comparison),
+        claims=tuple(claim for claim in said if claim is not None),
+        comparison=comparison,
+        drawings=drawings,
+        judge=judged and judged.to_dict(),
+        standings=ranks,
+        trend=followed,
+        made_by={"runs": list(places), **(made_by or {})},
+    )
+
+
+def commands(comparison: Comparison, places: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The command lines that make the runs and the report again, as far as the records say."""
+    words = ["evalkit", "report", *places]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif name != "columns":
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    made = [
+        claims.run_command(record, place)
+        for record, place in zip((comparison.record_a, comparison.record_b), places, strict=False)
+    ]
+    return [*(one for one in made if one), shlex.join([*words, "-o", "report.html"])]
+
+
+def read_verdicts(place: Path) -> pa.Table:
+    """Read the verdicts of `evalkit judge`.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    """
+    path = place / "verdicts.parquet" if place.is_dir() else place
+    if not path.is_file():
+        raise InputError("there are no verdicts", where=str(path), do="Give what `evalkit judge --out` wrote")
+    return tables.read(path, tables.VERDICTS)
+
+
+def _judge_audit(verdicts: pa.Table) -> Any:
+    """Audit the judges; loaded by name, so that the report works where the judges are not installed."""
+    try:
+        module = importlib.import_module("evalkit.judges.audit")
+    except ModuleNotFoundError:
+        raise SpecError("this evalkit has no judges", where="--judge", do="Leave it out, or update evalkit") from None
+    return module.audit(verdicts)
+
+
+def order_counts(verdicts: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Count pairs by winner (A, tie, B) when A is shown first (rows), and when B is shown first (columns)."""
+    by_pair: dict[tuple[str, str], dict[str, str]] = {}
+    for row in verdicts.select(["judge", "pair_id", "order", "repeat", "winner"]).to_pylist():
+        if row["repeat"] == 0 and row["order"] is not None:
+            by_pair.setdefault((row["judge"], row["pair_id"]), {})[row["order"]] = row["winner"]
+    counts: Counter[tuple[int, int]] = Counter()
+    places = {"a": 0, "tie": 1, "b": 2}
+    for orders in by_pair.values():
+        if {orders.get("ab"), orders.get("ba")} <= places.keys():
+            counts[places[orders["ab"]], places[orders["ba"]]] += 1
+    found = np.zeros((3, 3), dtype=np.int64)
+    for place, n in counts.items():
+        found[place] = n
+    return found
+
+
+def standings_of(runs: Sequence[Run], *, metric: str | None = None, confidence_level: float = 0.95) -> Standings:
+    """Compare several runs pair by pair, on the tasks and items that all of them have scored.
+
+    Raises
+    ------
+    CompareError
+        There is no such task, or no metric that all have.
+    """
+    import pandas as pd
+
+    names = _distinct([run.name for run in runs])
+    scores, clusters, left_out = [], [], []
+    for task in [task for task in runs[0].tasks if all(task in run.tasks for run in runs)]:
+        shared = set.intersection(*(run.scored(task) for run in runs))
+        chosen = next((one for one in runs[0].metrics(task, metric) if one in shared), None)
+        if chosen is None:
+            left_out.append(f"{task}: no metric has scores in all runs")
+            continue
+        items = [run.items(task, chosen)[0] for run in runs]
+        table = pd.concat([one.score for one in items], axis=1, join="inner")
+        if len({tuple(sorted(set(one.prompts.reindex(table.index)))) for one in items}) > 1:
+            left_out.append(f"{task}: the prompts differ between the runs")
+        sign = 1.0 if runs[0].higher_is_better(task, *chosen) else -1.0
+        sources = items[0].cluster.reindex(table.index)
+        labels = sources.where(sources.notna(), table.index.to_series()).tolist() if sources.notna().any() else None
+        if (n_units := len(set(labels)) if labels else len(table)) < 5:
+            left_out.append(f"{task}: {n_units} independent units are too few")
+            continue
+        scores.append(sign * table.to_numpy(float))
+        clusters.append(labels)
+    if not scores:
+        raise CompareError(
+            f"the {len(runs)} runs share no task that can be compared ({'; '.join(left_out) or 'no common task'})",
+            where=", ".join(str(run.directory) for run in runs),
+            do="Evaluate all on the same tasks",
+        )
+    from dataclasses import replace
+
+    found = standings(scores, names, clusters=clusters, confidence_level=confidence_level)
+    return replace(found, warnings=(*found.warnings, *left_out))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number models of one name."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return [one_line(name) for name in found]
+
+
+def check_out(path: Path) -> None:
+    """Refuse a file whose format is not known, with a SpecError, before anything is computed."""
+    if path.suffix not in FORMATS:
+        raise SpecError(f"'{path}' is of no format", where="--out", do=f"Let it end in one of {', '.join(FORMATS)}")
+
+
+def write_report(made: Report, path: Path, collect: Callable[[], Evidence] | None = None) -> None:
+    """Write the report in the format that the path ends in, whole or not at all.
+
+    Raises
+    ------
+    SpecError
+        It ends in none of `FORMATS`.
+    """
+    check_out(path)
+    if path.suffix == ".html":
+        write_text(path, render_page(made, collect() if collect else None))
+    elif path.suffix == ".ipynb":
+        write_text(path, notebook(made))
+    elif path.suffix == ".md":
+        write_text(path, made.to_markdown())
+    else:
+        write_text(path, made.to_json() + "\n")
