@@ -1145,7 +1145,9 @@ def compare(
             _print_splits(splits)
 
 
-@app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 --margin 0.01 -o report.html")
+@app.command(
+    epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 --margin 0.01 -o report.html"
+)
 def report(
     run_a: RunA,
     run_b: RunB,
@@ -1156,7 +1158,9 @@ def report(
         Path, typer.Option("--out", "-o", help="What to write: .html (a page), .ipynb (a notebook), .md or .json.")
     ] = Path("report.html"),
     audit: AuditOption = None,
-    judge: Annotated[Path | None, typer.Option(help="What `evalkit judge --out` wrote, or a table of verdicts.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="What `evalkit judge --out` wrote, or a table of verdicts.")
+    ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with the runs of a training run's checkpoints: scores over steps.")
     ] = None,
@@ -1170,7 +1174,7 @@ def report(
     sequential: SequentialOption = False,
     allow_different_prompts: PromptsOption = False,
 ) -> None:
-    """Write the significance report: one page that says whether B is better, what that rests on, and how to repeat it."""
+    """Write the significance report: whether B is better, what that rests on, and how to repeat it."""
     from evalkit.reports.significance import check_out, with_evidence, write_report
 
     check_out(out)
@@ -1206,8 +1210,8 @@ def gate(
         list[str],
         typer.Option(
             "--rule",
-            help="'not worse by 1pp on TASK', 'better [by 1pp] on TASK', 'equivalent within 1pp on TASK'; TASK is a name, "
-            "a glob, 'overall', or one of these after 'clean'.",
+            help="'not worse by 1pp on TASK', 'better [by 1pp] on TASK', 'equivalent within 1pp on TASK'; TASK is a "
+            "name, a glob, 'overall', or one of these after 'clean'.",
         ),
     ],
     audit: AuditOption = None,
@@ -1256,7 +1260,9 @@ def gate(
 
 @app.command(epilog="Example: evalkit view runs")
 def view(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with runs, audits and reports, at any depth.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with runs, audits and reports, at any depth.")
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:

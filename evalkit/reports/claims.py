@@ -10,7 +10,7 @@ import numpy as np
 
 import evalkit
 from evalkit.reports.comparison import BETTER, OVERALL, WORSE, Comparison, p_text, points
-from evalkit.reports.differences import BOTH, SEED, Noise, SubsetResult, TaskComparison
+from evalkit.reports.differences import BOTH, SEED, Noise, SubsetResult
 from evalkit.reports.document import Claim, Table
 from evalkit.reports.sensitivity import EXPLAINED, UNCONFIRMED, contamination, tipping_point, worst_cases
 from evalkit.reports.terminal import notes
@@ -273,7 +273,9 @@ def contamination_claim(comparison: Comparison) -> Claim:
     for item in comparison.items:
         of = counts.setdefault(item.task, {})
         of[item.status] = of.get(item.status, 0) + 1
-    by_task = [(task, *(f"{of.get(one, 0):,}" for one in ("clean", "flagged", "not audited"))) for task, of in counts.items()]
+    by_task = [
+        (task, *(f"{of.get(one, 0):,}" for one in ("clean", "flagged", "not audited"))) for task, of in counts.items()
+    ]
     return Claim(
         "contamination",
         "Contamination",
@@ -463,7 +465,9 @@ def assumptions_claim(comparison: Comparison) -> Claim:
                 for one in cases
             ]
             columns = ("task", "compared", "dropped", "B − A in the worst and the best case, points")
-            tables = (Table(columns, tuple(rows), caption="If the dropped items had had the worst scores for B, or the best"),)
+            tables = (
+                Table(columns, tuple(rows), caption="If the dropped items had had the worst scores for B, or the best"),
+            )
             if result.verdict in (BETTER, WORSE) and len(comparison.tasks) == 1:
                 flips = cases[0].low <= 0 <= cases[0].high
                 said.append(f"In the worst case the difference {'could vanish' if flips else 'keeps its sign'}.")
@@ -517,11 +521,6 @@ def run_command(record: Mapping[str, Any], out: str) -> str | None:
     words += ["--seeds", _text(spec["seeds"])] if spec.get("seeds") else []
     words += ["--chat-template"] if spec.get("chat_template") else []
     return shlex.join([*words, "--out", out])
-
-
-def dropped(task: TaskComparison) -> int:
-    """Items of either run that are not compared."""
-    return task.n_missing
 
 
 def _text(value: Any) -> str:

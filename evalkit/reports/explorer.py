@@ -177,14 +177,18 @@ def _leaks(comparison: Comparison, directory: Path, notes: list[str]) -> dict[st
                 place, head + text[max(0, start - AROUND) : start], text[start:end], text[end : end + AROUND] + tail
             )
     if lost:
-        notes.append(f"the training text of {sum(lost.values()):,} items could not be read again, e.g. in {next(iter(lost))}")
+        notes.append(
+            f"the training text of {sum(lost.values()):,} items could not be read again, e.g. in {next(iter(lost))}"
+        )
     return found
 
 
 def _words(verdicts: pa.Table) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """What judges said of each item."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for row in verdicts.select(["judge", "task", "doc_hash", "order", "winner", "raw", "model_a", "model_b"]).to_pylist():
+    for row in verdicts.select(
+        ["judge", "task", "doc_hash", "order", "winner", "raw", "model_a", "model_b"]
+    ).to_pylist():
         if row["doc_hash"] is None:
             continue
         shown_first = {"ab": row["model_a"], "ba": row["model_b"]}.get(row["order"] or "", "unknown")
@@ -291,4 +295,6 @@ def _preview(row: Sequence[Any]) -> str:
 def _packed(value: Any) -> str:
     # ASCII escapes keep what no UTF-8 can hold, and the browser's parser reads them fast.
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
-    return base64.b64encode(packer.compress(json.dumps(value, separators=(",", ":")).encode()) + packer.flush()).decode()
+    return base64.b64encode(
+        packer.compress(json.dumps(value, separators=(",", ":")).encode()) + packer.flush()
+    ).decode()

@@ -31,6 +31,8 @@ OUTCOME_COLOUR: Final = {
     "both right": "#d9d9d9", "only A": "#D55E00", "only B": "#0072B2", "both wrong": "#a6a6a6",
 }  # fmt: skip
 
+_STRIP: Final = ("only B", "both right", "both wrong", "only A")
+
 MAX_PANELS: Final = 6
 MAX_BARS: Final = 60
 _TARGET: Final = 0.8
@@ -239,7 +241,7 @@ def leak_strip(comparison: Comparison) -> Figure:
         axes = figure.add_subplot()
         for place, (task, status) in enumerate(rows):
             n, left = _of_status(counts[task], status), 0.0
-            for name in ("only B", "both right", "both wrong", "only A"):
+            for name in _STRIP:
                 width = 100 * counts[task][status, name] / n
                 axes.barh(place, width, left=left, height=0.72, color=OUTCOME_COLOUR[name], linewidth=0)
                 left += width
@@ -251,7 +253,7 @@ def leak_strip(comparison: Comparison) -> Figure:
         axes.tick_params(axis="y", length=0)
         bare(axes, "left", "bottom")
         axes.legend(
-            handles=[Patch(color=OUTCOME_COLOUR[name], label=name) for name in ("only B", "both right", "both wrong", "only A")],
+            handles=[Patch(color=OUTCOME_COLOUR[name], label=name) for name in _STRIP],
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8,
         )  # fmt: skip
     return figure

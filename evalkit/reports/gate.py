@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from evalkit.reports.comparison import OVERALL, Comparison, points
 from evalkit.reports.differences import Subset, SubsetResult
 from evalkit.reports.document import Table, markdown_text
 from evalkit.reports.page import one_line
+from evalkit.stats.decisions import at_level
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate, Result
 
 Kind = Literal["not worse", "better", "equivalent"]
@@ -126,7 +129,9 @@ def parse_rule(text: str) -> Rule:
         It is none.
     """
     found = _RULE.fullmatch(" ".join(text.split()))
-    advice = "Write such as 'not worse by 1pp on gsm8k', 'better on clean mmlu*' or 'equivalent within 0.5pp on overall'"
+    advice = (
+        "Write such as 'not worse by 1pp on gsm8k', 'better on clean mmlu*' or 'equivalent within 0.5pp on overall'"
+    )
     if found is None:
         raise SpecError(f"'{text}' is no rule", where="--rule", do=advice)
     kind: Kind = found["kind"]  # type: ignore[assignment]
@@ -142,6 +147,8 @@ def parse_rule(text: str) -> Rule:
             )
     if kind == "equivalent" and not margin:
         raise SpecError("equivalence needs a margin", where=f"--rule '{text}'", do="Write 'equivalent within 1pp ...'")
+    if found["task"] == "clean":
+        return Rule(text, kind, margin, OVERALL, "clean")
     return Rule(text, kind, margin, found["task"] or OVERALL, "clean" if found["clean"] else "all")
 
 
@@ -186,7 +193,7 @@ def _check(rule: Rule, name: str, result: SubsetResult, higher: bool, comparison
     level = comparison.decision_rule.confidence_level
     if rule.kind != "better":
         level = 1 - 2 * (1 - level)
-    low, high = _ends(result.difference, level)
+    low, high = _ends(comparison, name, result, level)
     up, down = (low, high) if higher else (-high, -low)
     bounds = {
         "better": (up > rule.margin, down <= rule.margin),
@@ -198,31 +205,30 @@ def _check(rule: Rule, name: str, result: SubsetResult, higher: bool, comparison
     return Check(rule, name, outcome, result.n_items, result.difference, low, high, level)
 
 
-def _ends(difference: Estimate, level: float) -> tuple[float, float]:
-    """The interval at another level; without one everything is possible."""
-    from evalkit.errors import InputError
-    from evalkit.stats.decisions import at_level
-
+def _ends(comparison: Comparison, name: str, result: SubsetResult, level: float) -> tuple[float, float]:
+    """The interval at another level, by the method of the comparison; without one everything is possible."""
+    difference = result.difference
     if difference.low is None or difference.high is None:
-        return -float("inf"), float("inf")
+        return -math.inf, math.inf
+    items = [
+        item
+        for item in comparison.items
+        if (item.task == name or len(comparison.tasks) == 1) and result.subset in ("all", item.status)
+    ]
     if level == difference.confidence_level:
-        return difference.low, difference.high
-    try:
-        found = at_level(difference, level)
-    except InputError:
-        # A score interval: its ends as the normal distribution would move them, each side by itself.
-        return _scaled(difference, level)
+        found = difference
+    elif items:
+        clustered = any(item.cluster is not None for item in items)
+        found = paired_difference(
+            [item.score_a for item in items],
+            [item.score_b for item in items],
+            cluster=[item.cluster or item.doc_hash for item in items] if clustered else None,
+            confidence_level=level,
+            method="auto",
+        )
+    else:
+        found = at_level(difference, level)  # a mean over tasks, or of different items: a t interval
     return float(found.low or 0.0), float(found.high or 0.0)
-
-
-def _scaled(difference: Estimate, level: float) -> tuple[float, float]:
-    from scipy import stats
-
-    ratio = float(stats.norm.ppf((1 + level) / 2) / stats.norm.ppf((1 + difference.confidence_level) / 2))
-    low, high = float(difference.low or 0.0), float(difference.high or 0.0)
-    # Bonett and Price's interval is symmetric about a point that is not the estimate.
-    middle = (low + high) / 2
-    return middle + ratio * (low - middle), middle + ratio * (high - middle)
 
 
 def write_junit(result: GateResult, path: Path) -> None:

@@ -11,14 +11,15 @@ from typing import Any, Final
 from evalkit.reports.document import Claim, Report, markdown_text
 
 _OPENING: Final = (
-    "The report as a notebook: run it from top to bottom, then change what you like. Every cell calls a public function "
-    "on the run directories; nothing is copied from the report that this was written with."
+    "The report as a notebook: run it from top to bottom, then change what you like. Every cell calls a public "
+    "function on the run directories; nothing is copied from the report that this was written with."
 )
 
 # What a researcher would change: the call behind each figure.
 _CALLS: Final = {
     "forest": "from evalkit.reports.figures import forest_plot\n\nforest_plot(report.comparison)",
-    "discordance": "from evalkit.reports.figures_evidence import discordance_bars\n\ndiscordance_bars(report.comparison)",
+    "discordance": "from evalkit.reports.figures_evidence import discordance_bars\n\n"
+    "discordance_bars(report.comparison)",
     "power": "from evalkit.reports.figures_evidence import power_curve\n\npower_curve(report.comparison)",
     "seeds": "from evalkit.reports.figures_evidence import seed_strip\n\nseed_strip(report.comparison)",
     "leaks": "from evalkit.reports.figures_evidence import leak_strip\n\nleak_strip(report.comparison)",
@@ -36,7 +37,9 @@ def notebook(report: Report) -> str:
     cells = [_markdown(f"# {markdown_text(report.title)}\n\n{_OPENING}"), _code(_load(report))]
     for claim in report.claims:
         cells += _cells(claim, report)
-    cells.append(_markdown("## On your own\n\nThe comparison as a data frame; each result has `.to_frame()` and `.explain()`."))
+    cells.append(
+        _markdown("## On your own\n\nThe comparison as a data frame; each result has `.to_frame()` and `.explain()`.")
+    )
     cells.append(_code("report.comparison.to_frame()"))
     for place, cell in enumerate(cells):
         cell["id"] = hashlib.sha256(f"{place}:{cell['source']}".encode()).hexdigest()[:12]
@@ -55,7 +58,9 @@ def notebook(report: Report) -> str:
 def _load(report: Report) -> str:
     given = dict(report.made_by)
     runs = [_absolute(one) for one in given.pop("runs", [])]
-    options = {name: _absolute(one) if isinstance(one, str | Path) and name in _PATHS else one for name, one in given.items()}
+    options = {
+        name: _absolute(one) if isinstance(one, str | Path) and name in _PATHS else one for name, one in given.items()
+    }
     lines = ["import evalkit", "", f"runs = {pprint.pformat(runs, width=110)}"]
     arguments = "".join(f", {name}={value!r}" for name, value in options.items())
     return "\n".join([*lines, f"report = evalkit.report(*runs{arguments})", "print(report)"])

@@ -154,7 +154,7 @@ def tipping_point(comparison: Comparison) -> TippingPoint | None:
     if result.verdict not in (BETTER, WORSE) or not comparison.items:
         return None
     tasks = {
-        task: ([item for item in items if subset == "all" or item.status == subset], turn)
+        task: ([item for item in items if subset in ("all", item.status)], turn)
         for task, (items, turn) in _by_task(comparison).items()
     }
     tasks = {task: one for task, one in tasks.items() if one[0]}

@@ -421,7 +421,12 @@ def _draw(axes: Axes, task: TaskTrend) -> None:
     if (clear := task.lines[-1].clear_from) is not None:
         axes.axvline(clear, color=GREY, linewidth=0.8, linestyle=":")
         axes.annotate(
-            "clear", (clear, 1), xycoords=("data", "axes fraction"), xytext=(3, -8), textcoords="offset points", fontsize=7
+            "clear",
+            (clear, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -8),
+            textcoords="offset points",
+            fontsize=7,
         )
     key = " (hollow: suspect)" if any(one.suspect for line in task.series for one in line.steps) else ""
     axes.set_title(one_line(task.task) + key, loc="left", fontsize=9)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import re
 import xml.etree.ElementTree as ET
+import zlib
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
 from evalkit.reports.comparison import compare
-from evalkit.reports.figures import forest_plot, to_svg
-from evalkit.reports.page import render_page, visible, write_report
+from evalkit.reports.explorer import Evidence, Leak, pack
+from evalkit.reports.figures import forest_plot, inline_svg, to_svg
+from evalkit.reports.page import policy, visible
+from evalkit.reports.page import render_page as render_report
+from evalkit.reports.significance import assemble, write_report
 from evalkit.reports.terminal import render
 from tests.reports.runs import write_audit, write_run
+
+def render_page(comparison, known=None):
+    return render_report(assemble(comparison), known)
+
+
+def unpacked(block):
+    return json.loads(zlib.decompress(base64.b64decode(block), -15))
+
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -54,18 +69,51 @@ class Elements(HTMLParser):
         self.attributes.extend(attrs)
 
 
-def test_hostile_answers_are_text_and_nothing_else(comparison):
+def test_hostile_names_and_answers_are_text_and_nothing_else(comparison):
     page = render_page(comparison)
     elements = Elements(page)
-    assert {"script", "img", "iframe", "xss", "object", "embed", "link", "b>task", "i"}.isdisjoint(elements.tags)
-    assert not [name for name, _ in elements.attributes if name.startswith("on")]
+    assert {"img", "iframe", "xss", "object", "embed", "b>task", "i"}.isdisjoint(elements.tags)
+    assert not [name for name, _ in elements.attributes if name.startswith("on") or name == "style"]
     for name, value in elements.attributes:
         if name in {"src", "href", "xlink:href", "action", "formaction"}:
-            assert value.startswith("#")
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "{{ 7*7 }}" in page
+            assert value.startswith(("#", "data:,"))
+    assert "<script>alert" not in page
     assert "\u202e" not in page
     assert "\u0000" not in page
+
+
+def test_the_policy_allows_this_script_and_this_style_and_no_other(comparison):
+    page = render_page(comparison)
+    [said] = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    said = said.replace("&#39;", "'")
+    assert "unsafe" not in said
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    for text in (style, script):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in said
+    assert policy([], []).startswith("default-src 'none'; script-src 'none'; style-src 'none'")
+
+
+def test_the_explorer_holds_every_item_with_its_texts_written_out(comparison):
+    hostile = "\ud800<script>\u202e"
+    known = Evidence(
+        prompts={("<b>task", "3"): hostile},
+        leaks={"0": Leak("part.jsonl, row 1", "before ", "shared <b>", " after")},
+        words={("<b>task", "3"): [("Judge j", "because </script>")]},
+    )
+    index, *parts = map(unpacked, pack(comparison, known))
+    assert index["n"] == len(comparison.items) == 40
+    names = index["outcome"]["names"]
+    for place, item in enumerate(comparison.items):
+        wanted = {(1, 1): "both right", (1, 0): "only A", (0, 1): "only B", (0, 0): "both wrong"}[item.score_a, item.score_b]
+        assert names[index["outcome"]["codes"][place]] == wanted
+        assert index["audit"]["names"][index["audit"]["codes"][place]] == item.status
+    rows = {hash_: parts[place // index["chunk"]][place % index["chunk"]] for place, hash_ in enumerate(index["hash"])}
+    assert rows["3"][0] == "<U+D800><script><U+202E>"
+    assert rows["3"][5] == [["Judge j", "because </script>"]]
+    assert rows["0"][4] == ["part.jsonl, row 1", "before ", "shared <b>", " after"]
+    assert rows["5"][2] == "x" * 4000 + " \u2026 (996,000 more characters)"
 
 
 def test_the_page_loads_nothing(comparison):
@@ -82,16 +130,15 @@ def test_the_page_loads_nothing(comparison):
 
 
 def test_the_page_is_small_although_an_answer_has_a_million_characters(comparison, tmp_path):
-    write_report(comparison, tmp_path / "report.html")
+    write_report(assemble(comparison), tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 300_000
-    assert "(999,400 more characters)" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_the_comparison_says(comparison):
     page = render_page(comparison)
     assert comparison.headline().replace("<i>base$x$", "&lt;i&gt;base$x$") in page
-    for subset in ("all", "clean", "flagged"):
-        assert f'<td class="left">{subset}</td>' in page
+    for subset in ("all items", "clean items", "flagged items"):
+        assert f'<td class="text">{subset}</td>' in page
 
 
 def test_a_suspect_run_is_announced_above_the_tables_and_its_findings_are_text(tmp_path):
@@ -153,6 +200,17 @@ def test_the_figure_is_well_formed_the_same_every_time_and_shows_foreign_names_a
     assert "<b>task" in texts
     assert "<i>base$x$" in texts
     assert "clean items" in texts
+
+
+def test_a_figure_on_the_page_has_no_style_and_the_page_s_own_colours(comparison):
+    svg = inline_svg(forest_plot(comparison), "forest")
+    elements = list(ET.fromstring(svg).iter())
+    assert not [one for one in elements if one.tag.endswith("}style") or "style" in one.attrib]
+    assert "#000000" not in svg
+    assert 'id="forest-' in svg
+    assert not re.search(r'(url\(#|href="#)(?!forest-)', svg)
+    fonts = {one.attrib.get("font-size") for one in elements if one.tag.endswith("}text")}
+    assert None not in fonts
 
 
 def test_the_terminal_shows_every_subset_in_80_columns(comparison):

@@ -1,0 +1,75 @@
+"""The notebook runs from top to bottom on the run directories, and shows the numbers of the page and of the JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+
+import nbclient
+import nbformat
+import pytest
+
+from evalkit.reports.page import render_page
+from evalkit.reports.significance import report, write_report
+from tests.conftest import ROOT
+from tests.reports.runs import write_audit, write_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    values = [
+        {(t, f"{t}{i}"): [float((i * (s + k)) % 7 > k) for s in (1, 2, 3)] for t in ("sums", "facts") for i in range(40)}
+        for k in (2, 3)
+    ]
+    a, b = (write_run(folder / name, of, name=name, over="seed") for name, of in zip("ab", values, strict=True))
+    audit = write_audit(folder / "audit", {doc: "dirty" if doc.endswith("3") else "clean" for _, doc in values[0]})
+    return report(a, b, audit=audit, margin=0.02), folder
+
+
+def test_it_runs_from_top_to_bottom_and_shows_the_numbers_of_the_page_and_the_json(made, tmp_path, monkeypatch):
+    report, _ = made
+    for name in ("report.ipynb", "report.html", "report.json", "report.md"):
+        write_report(report, tmp_path / name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(tmp_path / "report.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    shown = "\n".join(
+        "".join(output.get("data", {}).get("text/html", "")) for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+    stored = json.loads((tmp_path / "report.json").read_text())
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    n = 0
+    for claim in stored["claims"]:
+        for table in claim["tables"]:
+            for cell in (cell for row in table["rows"] for cell in row if any(c.isdigit() for c in cell)):
+                assert html.escape(cell, quote=False) in html.unescape(shown) or html.escape(cell) in shown
+                assert cell in html.unescape(page)
+                assert cell.split(" ")[0] in markdown.replace("\\", "")
+                n += 1
+    assert n > 60
+    figures = sum("image/svg+xml" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    assert figures == len(report.drawings)
+
+
+def test_each_figure_is_made_by_a_public_call_of_two_or_three_lines(made, tmp_path):
+    report, _ = made
+    write_report(report, tmp_path / "report.ipynb")
+    notebook = json.loads((tmp_path / "report.ipynb").read_text())
+    sources = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(len([line for line in source.splitlines() if line]) <= 5 for source in sources)
+    assert not any("._" in source or "import _" in source for source in sources)
+
+
+def test_the_formats_hold_the_same_claims_in_the_issue_s_order(made):
+    report, _ = made
+    keys = [claim.key for claim in report]
+    assert keys == [
+        *("verdict", "suite", "tasks", "seeds", "contamination", "judge", "health", "assumptions", "repeat"),
+    ]  # fmt: skip
+    page, markdown, stored = html.unescape(render_page(report)), report.to_markdown(), json.loads(report.to_json())
+    for claim in report:
+        assert f"<h2>{claim.title}</h2>" in page
+        assert claim.title.split(",")[0] in markdown.replace("\\", "")
+        assert stored["claims"][keys.index(claim.key)]["sentences"] == list(claim.sentences)
