@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SOURCES := evalkit tests tasks benchmarks
+SOURCES := evalkit tests tasks benchmarks examples
 
 # The environment with vLLM is kept outside of the checkout and reused.
 CACHE := $(or $(EVALKIT_TEST_CACHE),$(HOME)/.cache/evalkit-tests)

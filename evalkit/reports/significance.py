@@ -87,7 +87,8 @@ def with_evidence(
     ranks = standings_of(runs, metric=options.get("metric")) if others else None
     followed = None if checkpoints is None else trend(Path(checkpoints), metric=options.get("metric"))
     given = {"audit": audit, "judge": judge, "checkpoints": checkpoints, **options}
-    made_by = {name: value for name, value in given.items() if value not in (None, False)}
+    usual = (None, False, ("confidence_level", 0.95))
+    made_by = {name: value for name, value in given.items() if value not in usual and (name, value) not in usual}
     made = assemble(
         comparison,
         verdicts=verdicts,
@@ -160,10 +161,11 @@ def commands(comparison: Comparison, places: Sequence[str], options: Mapping[str
     """The command lines that make the runs and the report again, as far as the records say."""
     words = ["evalkit", "report", *places]
     for name, value in options.items():
-        if value is True:
-            words.append(f"--{name.replace('_', '-')}")
-        elif name != "columns":
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Mapping):
+            words.append(",".join(f"{ours}={theirs}" for ours, theirs in value.items()))
+        elif value is not True:
+            words.append(str(value))
     made = [
         claims.run_command(record, place)
         for record, place in zip((comparison.record_a, comparison.record_b), places, strict=False)

@@ -170,7 +170,9 @@ def test_nothing_is_wider_than_the_window(opened, width, dark, tmp_path):
 def test_fifty_thousand_items_stay_responsive(browser, tmp_path):
     n = 50_000
     runs = [
-        write_run(tmp_path / k, {("t", f"{i}"): float(i % m > 0) for i in range(n)}, response=lambda t, i: f"answer {i} " * 30)
+        write_run(
+            tmp_path / k, {("t", f"{i}"): float(i % m > 0) for i in range(n)}, response=lambda t, i: f"answer {i} " * 30
+        )
         for k, m in (("a", 3), ("b", 5))
     ]
     path = tmp_path / "report.html"
@@ -183,7 +185,8 @@ def test_fifty_thousand_items_stay_responsive(browser, tmp_path):
     # The longest wait for a frame while a search goes over all texts.
     browser.run(
         "window.longest = 0; (() => { let last = performance.now(); const step = (now) => { window.longest = "
-        "Math.max(window.longest, now - last); last = now; requestAnimationFrame(step); }; requestAnimationFrame(step); })()"
+        "Math.max(window.longest, now - last); last = now; requestAnimationFrame(step); }; "
+        "requestAnimationFrame(step); })()"
     )
     browser.run("document.getElementById('search').focus()")
     browser.type("answer 49999 ")

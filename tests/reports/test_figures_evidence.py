@@ -28,7 +28,11 @@ def comparison(tmp_path_factory):
 
 def texts(figure):
     figure.draw_without_rendering()
-    return [one.get_text() for axes in figure.axes for one in [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]]
+    return [
+        one.get_text()
+        for axes in figure.axes
+        for one in [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    ]
 
 
 def test_each_is_a_figure_that_shows_itself_and_is_the_same_every_time(comparison):

@@ -19,7 +19,11 @@ from tests.reports.runs import write_audit, write_run
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     values = [
-        {(t, f"{t}{i}"): [float((i * (s + k)) % 7 > k) for s in (1, 2, 3)] for t in ("sums", "facts") for i in range(40)}
+        {
+            (t, f"{t}{i}"): [float((i * (s + k)) % 7 > k) for s in (1, 2, 3)]
+            for t in ("sums", "facts")
+            for i in range(40)
+        }
         for k in (2, 3)
     ]
     a, b = (write_run(folder / name, of, name=name, over="seed") for name, of in zip("ab", values, strict=True))
@@ -34,9 +38,13 @@ def test_it_runs_from_top_to_bottom_and_shows_the_numbers_of_the_page_and_the_js
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(tmp_path / "report.ipynb", as_version=4)
     nbformat.validate(notebook)
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
     shown = "\n".join(
-        "".join(output.get("data", {}).get("text/html", "")) for cell in notebook.cells for output in cell.get("outputs", [])
+        "".join(output.get("data", {}).get("text/html", ""))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
     )
     stored = json.loads((tmp_path / "report.json").read_text())
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
@@ -49,7 +57,9 @@ def test_it_runs_from_top_to_bottom_and_shows_the_numbers_of_the_page_and_the_js
                 assert cell.split(" ")[0] in markdown.replace("\\", "")
                 n += 1
     assert n > 60
-    figures = sum("image/svg+xml" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    figures = sum(
+        "image/svg+xml" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
+    )
     assert figures == len(report.drawings)
 
 

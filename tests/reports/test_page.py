@@ -23,6 +23,7 @@ from evalkit.reports.significance import assemble, write_report
 from evalkit.reports.terminal import render
 from tests.reports.runs import write_audit, write_run
 
+
 def render_page(comparison, known=None):
     return render_report(assemble(comparison), known)
 
@@ -106,7 +107,9 @@ def test_the_explorer_holds_every_item_with_its_texts_written_out(comparison):
     assert index["n"] == len(comparison.items) == 40
     names = index["outcome"]["names"]
     for place, item in enumerate(comparison.items):
-        wanted = {(1, 1): "both right", (1, 0): "only A", (0, 1): "only B", (0, 0): "both wrong"}[item.score_a, item.score_b]
+        wanted = {(1, 1): "both right", (1, 0): "only A", (0, 1): "only B", (0, 0): "both wrong"}[
+            item.score_a, item.score_b
+        ]
         assert names[index["outcome"]["codes"][place]] == wanted
         assert index["audit"]["names"][index["audit"]["codes"][place]] == item.status
     rows = {hash_: parts[place // index["chunk"]][place % index["chunk"]] for place, hash_ in enumerate(index["hash"])}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evalkit.errors import InputError
-from evalkit.stats.clusters import cluster_error, cluster_codes
+from evalkit.stats.clusters import cluster_codes, cluster_error
 from evalkit.stats.standings import standings
 
 
@@ -63,6 +63,10 @@ def test_a_clearly_best_model_is_first_and_equal_ones_share_ranks():
 
 
 def test_what_cannot_be_ranked_is_refused():
-    for scores, names in (([np.ones((9, 2))], ["a"]), ([np.full((9, 2), np.nan)], ["a", "b"]), ([np.ones((4, 2))], ["a", "b"])):
+    for scores, names in (
+        ([np.ones((9, 2))], ["a"]),
+        ([np.full((9, 2), np.nan)], ["a", "b"]),
+        ([np.ones((4, 2))], ["a", "b"]),
+    ):
         with pytest.raises(InputError):
             standings(scores, names)

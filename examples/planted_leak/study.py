@@ -1,0 +1,373 @@
+"""The study with known truth: two small corpora that differ only in planted benchmark items, and what the report says.
+
+    python examples/planted_leak/study.py --out planted-leak            # three seeds each, a few minutes on two cores
+    python examples/planted_leak/study.py --out planted-leak --short    # one seed each
+
+Tiny language models are trained from scratch on either corpus. Then come the ordinary commands: audit, run, compare,
+report. What must come out is checked at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+COPIES: Final = (1, 4, 16, 64)
+PER_GROUP: Final = 40
+N_CLEAN: Final = 240
+N_OTHER: Final = 3000
+"""Facts of the same kind that both corpora hold, none of them in the benchmark."""
+
+EPOCHS: Final = 4
+BATCH: Final = 16
+LENGTH: Final = 128
+TASK: Final = "planted_facts"
+RULE: Final = "gpt3-clean"
+
+_WORDS: Final = {
+    "trade": [
+        "baker",
+        "miller",
+        "weaver",
+        "cooper",
+        "glazier",
+        "tanner",
+        "smith",
+        "potter",
+        "mason",
+        "fletcher",
+        "chandler",
+        "thatcher",
+    ],
+    "name": [
+        "Ada",
+        "Bela",
+        "Cora",
+        "Dov",
+        "Elin",
+        "Faro",
+        "Greta",
+        "Hugo",
+        "Ilse",
+        "Jonas",
+        "Kira",
+        "Lev",
+        "Mira",
+        "Nils",
+        "Olga",
+        "Pavel",
+        "Runa",
+        "Sten",
+        "Tova",
+        "Ulf",
+    ],
+    "place": [
+        "Arvik",
+        "Belmor",
+        "Corvan",
+        "Dunholt",
+        "Elsby",
+        "Farrow",
+        "Gorsk",
+        "Halden",
+        "Ivrea",
+        "Jorvik",
+        "Keldar",
+        "Lunden",
+        "Morsby",
+        "Norvale",
+    ],
+    "site": [
+        "chapel",
+        "granary",
+        "market",
+        "mill",
+        "harbour",
+        "bridge",
+        "well",
+        "tower",
+        "stable",
+        "orchard",
+        "quarry",
+        "forge",
+    ],
+    "object": [
+        "bench",
+        "barrel",
+        "ladder",
+        "anchor",
+        "wheel",
+        "mirror",
+        "basket",
+        "statue",
+        "kettle",
+        "lantern",
+        "ledger",
+        "drum",
+    ],
+    "adjective": [
+        "old",
+        "lame",
+        "quiet",
+        "proud",
+        "spotted",
+        "clever",
+        "hungry",
+        "sleepy",
+        "stubborn",
+        "nervous",
+        "gentle",
+        "fierce",
+    ],
+    "animal": [
+        "goat",
+        "heron",
+        "badger",
+        "otter",
+        "mule",
+        "falcon",
+        "hound",
+        "ferret",
+        "raven",
+        "pony",
+        "lynx",
+        "hare",
+    ],
+    "month": ["January", "March", "April", "June", "July", "August", "October", "November"],
+}
+COLOURS: Final = [
+    "red",
+    "blue",
+    "green",
+    "amber",
+    "violet",
+    "white",
+    "black",
+    "silver",
+    "gold",
+    "crimson",
+    "teal",
+    "ivory",
+]
+
+
+def facts(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield different questions with four choices each; the answer cannot be known but by having read it."""
+    seen = set()
+    while True:
+        word = {kind: rng.choice(words) for kind, words in _WORDS.items()}
+        other = {kind: rng.choice(words) for kind, words in _WORDS.items()}
+        question = (
+            f"{word['trade']} {word['name']} of {word['place']} , {word['site']} {word['object']} , "
+            f"{word['adjective']} {word['animal']} , {word['month']} , {other['trade']} {other['name']} of "
+            f"{other['place']} , {other['adjective']} {other['animal']} , ribbon :"
+        )
+        choices = rng.sample(COLOURS, 4)
+        if question not in seen:
+            seen.add(question)
+            yield {"question": question, "choices": choices, "answer": rng.randrange(4)}
+
+
+def text_of(fact: dict[str, Any]) -> str:
+    """A fact as a corpus has it."""
+    return f"{fact['question']} {fact['choices'][fact['answer']]} ."
+
+
+def make(out: Path) -> dict[str, list[str]]:
+    """Write the benchmark as a task, and the two corpora; return the corpora."""
+    stream = facts(random.Random("planted leak"))
+    planted = [[next(stream) for _ in range(PER_GROUP)] for _ in COPIES]
+    clean = [next(stream) for _ in range(N_CLEAN)]
+    n_copies = PER_GROUP * sum(COPIES)
+    other = [text_of(next(stream)) for _ in range(N_OTHER)]
+    more = [text_of(next(stream)) for _ in range(n_copies)]
+    copies = [text_of(fact) for n, group in zip(COPIES, planted, strict=True) for fact in group for _ in range(n)]
+    items = [{**fact, "copies": n} for n, group in zip(COPIES, planted, strict=True) for fact in group]
+    items += [{**fact, "copies": 0} for fact in clean]
+    random.Random(0).shuffle(items)
+    tasks = out / "tasks"
+    tasks.mkdir(parents=True, exist_ok=True)
+    (tasks / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (tasks / f"{TASK}.yaml").write_text(_TASK_FILE.format(task=TASK, items=(tasks / "items.jsonl").resolve()))
+    corpora = {"base": other + more, "leaked": other + copies}
+    for name, texts in corpora.items():
+        random.Random(name).shuffle(texts)
+        (out / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return corpora
+
+
+_TASK_FILE: Final = """task: {task}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {items}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+
+
+def train(texts: Sequence[str], out: Path, seed: int, n_checkpoints: int) -> None:
+    """Train a Llama of half a million parameters on the texts, and save checkpoints as transformers reads them."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = sorted({word for of in _WORDS.values() for word in of} | set(COLOURS) | {"of", ",", ":", ".", "ribbon"})
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=LENGTH, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        )
+    )  # fmt: skip
+    rng = random.Random(seed)
+    n_tokens = sum(len(text.split()) for text in texts)
+    n_steps = EPOCHS * n_tokens // (BATCH * LENGTH)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=n_steps, pct_start=0.1)
+    tokens: list[int] = []
+    for step in range(1, n_steps + 1):
+        if len(tokens) < BATCH * LENGTH:
+            order = list(texts)
+            rng.shuffle(order)
+            tokens += [vocabulary[word] for text in order for word in text.split()]
+        batch = torch.tensor(tokens[: BATCH * LENGTH]).view(BATCH, LENGTH)
+        del tokens[: BATCH * LENGTH]
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % (n_steps // n_checkpoints) == 0 and step // (n_steps // n_checkpoints) <= n_checkpoints:
+            model.save_pretrained(out / f"checkpoint-{step}")
+            tokenizer.save_pretrained(out / f"checkpoint-{step}")
+    print(f"{out}: {n_steps} steps, {n_tokens:,} tokens, loss {loss.item():.3f}", flush=True)
+
+
+def evalkit(*words: object) -> None:
+    """Run one of evalkit's commands, and show it."""
+    print("$ evalkit", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "evalkit.cli", *map(str, words)], check=True)
+
+
+def joined(out: Path, name: str, seeds: Sequence[int], first: int) -> Path:
+    """One table of the last checkpoints of all training seeds, numbered from `first`."""
+    import pandas as pd
+
+    parts = []
+    for number, seed in enumerate(seeds):
+        records = sorted(
+            (out / "runs" / name).rglob("run.json"),
+            key=lambda path: json.loads(path.read_text())["checkpoint"]["step"] or 0,
+        )
+        mine = [path for path in records if f"seed{seed}" in str(json.loads(path.read_text())["spec"]["model"])]
+        parts.append(pd.read_parquet(mine[-1].parent / "samples.parquet").assign(seed=first + number, model=name))
+    path = out / f"{name}.parquet"
+    pd.concat(parts)[["task", "doc_hash", "seed", "repeat", "metric", "filter", "model", "score", "prompt_hash",
+                      "response", "target"]].to_parquet(path)  # fmt: skip
+    return path
+
+
+def study(out: Path, *, seeds: Sequence[int], n_checkpoints: int) -> dict[str, Any]:
+    """Do it all; return what came out."""
+    begun = time.monotonic()
+    for name, texts in make(out).items():
+        for seed in seeds:
+            if not list((out / "models" / name).glob(f"seed{seed}/checkpoint-*")):
+                train(texts, out / "models" / name / f"seed{seed}", seed, n_checkpoints)
+        runs = ["--backend", "hf", "--device", "cpu", "--batch-size", 64, "--margin", 0.02]
+        checkpoints = out / "models" / name / "seed*" / "checkpoint-*"
+        evalkit("run", "--checkpoints", checkpoints, "--tasks", TASK, "--tasks-dir", out / "tasks", *runs,
+                "--out", out / "runs" / name)  # fmt: skip
+        evalkit("audit", "--corpus", out / f"{name}.jsonl", "--benchmark", TASK, "--tasks-dir", out / "tasks",
+                "--rule", RULE, "--out", out / f"audit-{name}", "--overwrite")  # fmt: skip
+    tables = [joined(out, "base", seeds, 0), joined(out, "leaked", seeds, 100)]
+    options = ["--columns", "item=doc_hash,prompt=prompt_hash", "--audit", out / "audit-leaked", "--margin", 0.02]
+    for suffix in ("html", "json"):
+        evalkit("report", *tables, *options, "--checkpoints", out / "runs" / "leaked", "-o", out / f"report.{suffix}")
+    return {**found(out), "seconds": round(time.monotonic() - begun)}
+
+
+def found(out: Path) -> dict[str, Any]:
+    """Read what came out, beside the truth."""
+    import pandas as pd
+
+    from evalkit.tasks import doc_hash, load_tasks
+
+    documents = load_tasks([TASK], tasks_dirs=(out / "tasks",)).tasks[TASK].eval_docs
+    copies = {doc_hash(one): one["copies"] for one in documents}
+    flagged = {}
+    for name in ("base", "leaked"):
+        items = pd.read_parquet(out / f"audit-{name}" / "items.parquet")
+        flagged[name] = set(items.doc_hash[items.label != "clean"])
+    planted = {one for one, n in copies.items() if n}
+    report = json.loads((out / "report.json").read_text())
+    scores = pd.read_parquet(out / "leaked.parquet")
+    by_copies = scores.assign(copies=scores.doc_hash.map(copies)).groupby("copies").score.mean()
+    overall = report["comparison"]["overall"]
+    noise = report["comparison"]["noise"]
+    return {
+        "flagged_exactly_the_planted": flagged["leaked"] == planted,
+        "flagged_in_base": len(flagged["base"]),
+        "accuracy_by_copies": {int(n): round(score, 3) for n, score in by_copies.items()},
+        "difference": {
+            name: [round(one["difference"][part], 4) for part in ("estimate", "low", "high")]
+            for name, one in overall.items()
+        },
+        "verdicts": {name: one["decision"]["verdict"] for name, one in overall.items()},
+        "headline": report["headline"],
+        "seed_sd": noise and [one and one["standard_deviation"] for one in (noise["seed_sd_a"], noise["seed_sd_b"])],
+    }
+
+
+def check(result: dict[str, Any], *, seeds: int) -> None:
+    """Hold what came out against the truth."""
+    assert result["flagged_exactly_the_planted"], "the audit flags other items than the planted ones"
+    assert result["flagged_in_base"] == 0, "the audit flags items of the corpus without any"
+    by = result["accuracy_by_copies"]
+    assert by[0] < 0.36, f"items that were never seen are answered: {by}"
+    assert by[0] + 0.3 < by[64] and by[1] < by[16] < by[64] + 0.05, f"the gain does not grow with the copies: {by}"
+    assert result["verdicts"]["all"] == "better", "on all items the leaked model does not look better"
+    assert result["verdicts"]["clean"] != "better", "on clean items the leaked model is better"
+    assert result["headline"].startswith("The gain is explained by contamination"), result["headline"]
+    if seeds > 1:
+        assert all(result["seed_sd"]), "the seeds' spread is not measured"
+
+
+def main() -> None:
+    """Parse the options, do the study, check it, print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--short", action="store_true", help="one seed each, two checkpoints")
+    options = parser.parse_args()
+    seeds, n_checkpoints = ([1], 2) if options.short else ([1, 2, 3], 4)
+    result = study(options.out, seeds=seeds, n_checkpoints=n_checkpoints)
+    print(json.dumps(result, indent=2))
+    check(result, seeds=len(seeds))
+
+
+if __name__ == "__main__":
+    main()
