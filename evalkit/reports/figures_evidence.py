@@ -184,6 +184,7 @@ def power_curve(comparison: Comparison) -> Figure:
         axes.axhline(100 * _TARGET, color=GREY, linewidth=0.5, linestyle=":")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.set_ylim(0, 102)
         axes.set_xlabel("items")
         axes.set_ylabel("power (%)")
