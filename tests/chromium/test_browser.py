@@ -122,6 +122,8 @@ def test_search_works_by_keys_and_finds_texts_as_they_are_shown(opened):
 
 
 def test_a_click_opens_an_item_and_every_hostile_answer_is_text(opened):
+    choose(opened, "audit", "flagged")
+    opened.until("document.querySelector('.row .flagged') !== null && !document.getElementById('item').open")
     opened.click(".row")
     opened.until("document.getElementById('item').open")
     for _ in range(2 * len(WORSE)):

@@ -40,7 +40,7 @@ def test_each_is_a_figure_that_shows_itself_and_is_the_same_every_time(compariso
         figure = draw(comparison)
         assert isinstance(figure, Figure)
         assert figure._repr_svg_().startswith("<svg")
-        assert to_svg(figure) == to_svg(draw(comparison))
+        assert to_svg(draw(comparison)) == to_svg(draw(comparison))
         assert "style" not in inline_svg(figure, "x")
 
 
