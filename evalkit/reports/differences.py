@@ -528,7 +528,7 @@ def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidenc
     else:
         intervals = crossed_tasks(b, a, clusters=clusters, confidence_level=confidence_level)
     # Of tasks that are turned, the means over tasks would be no scores.
-    means = [tuple(np.mean([of.mean(axis=0) for of in side], axis=0).tolist()) for side in (a, b) if not turned]
+    means = [() if turned else tuple(np.mean([of.mean(axis=0) for of in side], axis=0).tolist()) for side in (a, b)]
     return Noise(
         n_seeds_a=max(n_seeds[0]),
         n_seeds_b=max(n_seeds[1]),
@@ -539,7 +539,8 @@ def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidenc
             new: replace(intervals[new], quantity="the difference B - A, averaged over tasks,") for new in (SEED, BOTH)
         },
         warnings=intervals[BOTH].warnings,
-        **dict(zip(("seed_means_a", "seed_means_b"), means, strict=False)),
+        seed_means_a=means[0],
+        seed_means_b=means[1],
     )
 
 
