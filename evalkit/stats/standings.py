@@ -88,8 +88,9 @@ class Standings(Result):
     def explain(self) -> str:
         """Say in two sentences what the ranks mean."""
         level = f"{100 * self.confidence_level:.4g}%"
+        tasks = "one task" if self.n_tasks == 1 else f"{self.n_tasks} tasks"
         return (
-            f"{len(self.names)} models on the {self.n_items:,} items of {self.n_tasks} task{'s' if self.n_tasks > 1 else ''} that all of them "
+            f"{len(self.names)} models on the {self.n_items:,} items of {tasks} that all of them "
             f"answered, compared pair by pair; all intervals hold at once in {level} of repetitions (max-t). A "
             "model's best rank is one more than the number of models that are surely better, its worst leaves out "
             "those surely worse."
