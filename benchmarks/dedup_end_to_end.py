@@ -61,6 +61,7 @@ from datatrove.utils.text import TextNormConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 class Split(WordTokenizer):
+    # Its abstract methods; the pipeline asks for words only.
     def word_tokenize(self, text):
         return text.split()
     def sent_tokenize(self, text):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; numpy scalars are numbers, NaN becomes null."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_json(value, indent=True) + b"\n")
+
+
+def plain_values(record: Any) -> dict[str, Any]:
+    """Return a dataclass as it is read again after it was written as JSON."""
+    plain: dict[str, Any] = orjson.loads(to_json(asdict(record)))
+    return plain
 
 
 def to_json(value: Any, *, indent: bool = False) -> bytes:

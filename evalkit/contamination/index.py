@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
-from evalkit.text.buffers import arrow_buffers
+from evalkit.text.buffers import arrow_buffers, make_read_only
 from evalkit.text.kernels import BASE, tokenise_all
 from evalkit.text.normalise import VERSION, FoldTable, code_table, fold_table
 
@@ -41,6 +41,9 @@ _ARRAYS: Final = (
     *("seed_keys", "seed_slots", "seed_start", "seed_field", "seed_place"),
     *("support_start", "support_bounds", "support_hashes", "n_supports_needed"),
 )
+
+
+_Number = TypeVar("_Number", np.int64, np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +128,7 @@ class Index:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        # As those that are mapped from files are: numba compiles anew for arrays that may be written to.
-        for value in vars(self).values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
+        make_read_only(vars(self).values())
 
     @cached_property
     def field_sizes(self) -> npt.NDArray[np.int64]:
@@ -374,26 +374,29 @@ def tokenise(
     return hashes, sizes, bounds
 
 
-def distinct_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def distinct_of(values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     """Return the different values, ascending: by sorting, which is several times as fast as `numpy.unique` is."""
     ordered = np.sort(values)
-    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
+    return ordered[_is_first(ordered)]
 
 
 def first_of_each(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return where each different value stands first, in the order of the values."""
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    return np.asarray(order[np.append(True, ordered[1:] != ordered[:-1])[: len(order)]])
+    return order[_is_first(values[order])]
 
 
 def numbers_of(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the rank of each value among the different ones: fast where they lie nearly in order."""
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
     numbers = np.empty(len(values), dtype=np.int64)
-    numbers[order] = np.cumsum(np.append(0, ordered[1:] != ordered[:-1])[: len(order)])
+    numbers[order] = np.cumsum(_is_first(values[order])) - 1
     return numbers
+
+
+def _is_first(ordered: npt.NDArray[_Number]) -> npt.NDArray[np.bool_]:
+    """Whether each of some values in order is the first of its equals."""
+    return np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
 
 
 def _windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,10 +45,10 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
     The earlier record goes before the first table is replaced, and the new one comes last, so that a killed write
     is seen as unfinished: a directory without the record is no audit.
     """
-    places = _document_places(findings.found)
+    places, names = _document_places(findings.found), _field_names(findings)
     built = (
-        (tables.MATCHES, _matches(findings, places)),
-        (tables.ITEMS, _items(findings, places)),
+        (tables.MATCHES, _matches(findings, places, names)),
+        (tables.ITEMS, _items(findings, places, names)),
         (tables.DOCUMENTS, _documents(findings, places)),
         (TEXTS, texts_of(findings.benchmarks)),
     )
@@ -110,7 +110,7 @@ def _field_names(findings: Findings) -> dict[str, pa.DictionaryArray]:
     }
 
 
-def _matches(findings: Findings, places: _Places) -> pa.Table:
+def _matches(findings: Findings, places: _Places, names: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """Every run and every edited copy, whatever the rules make of it."""
     runs = findings.runs
     # A near match without edits is a run, too; one that is hardly similar is the trace of reordered text.
@@ -120,7 +120,7 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
         "corpus": _chosen(places.corpus, mine),
         "file": _chosen(places.file, mine),
         "row": places.row[mine],
-        **{name: _chosen(column, fields) for name, column in _field_names(findings).items()},
+        **{name: _chosen(column, fields) for name, column in names.items()},
         "start": runs.starts[mine],
         "end": runs.ends[mine],
         "n_tokens": runs.n_tokens[mine],
@@ -131,9 +131,8 @@ def _matches(findings: Findings, places: _Places) -> pa.Table:
     return pa.table(columns)
 
 
-def _items(findings: Findings, places: _Places) -> pa.Table:
+def _items(findings: Findings, places: _Places, names: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """One row per field that a rule can judge, clean ones too: "not in the table" must not mean "clean"."""
-    names = _field_names(findings)
     rule_names = pa.array([rule.name for rule in findings.rules], type=pa.string()).dictionary_encode()
     labels = pa.array([CLEAN, DIRTY], type=pa.string()).dictionary_encode()
     files = places.file.dictionary.to_pylist()

@@ -60,7 +60,7 @@ class Ngrams:
 
     def rarity(self, counted: npt.NDArray[np.bool_]) -> Float64:
         """Inverse document frequency of each n-gram among the marked texts; of those that are in none, 0."""
-        known = np.unique(self.keys, return_index=True)[0]
+        known = distinct_of(self.keys)
         if not len(known):
             return np.zeros(0)
         keys, texts, _ = kernels.window_hashes(self.words, self.text_bounds, self.n, np.flatnonzero(counted))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,7 +25,7 @@ from evalkit.dedup.dedup import SIGNATURES, DedupSpec, Known, Run, check_target,
 from evalkit.dedup.lsh import Bands
 from evalkit.engines import Engine
 from evalkit.errors import SpecError
-from evalkit.files import atomic_path, to_json, write_json
+from evalkit.files import atomic_path, plain_values, to_json, write_json
 
 RULE: Final = "minhash"
 _KEY: Final = ("benchmark", "doc_hash", "field")
@@ -104,8 +103,7 @@ class AgainstResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
-        plain: dict[str, Any] = orjson.loads(to_json(asdict(self)))
-        return plain
+        return plain_values(self)
 
 
 def against(

@@ -61,7 +61,7 @@ from evalkit.dedup.shingles import Shingling
 from evalkit.dedup.signatures import MinHashing
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
-from evalkit.files import atomic_path, to_json, write_json, write_text
+from evalkit.files import atomic_path, plain_values, to_json, write_json, write_text
 from evalkit.progress import progress_bar, say
 
 RECORD: Final = DEDUP_RECORD
@@ -213,8 +213,7 @@ class DedupResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON, with the curve: (similarity, probability to be compared)."""
-        plain: dict[str, Any] = orjson.loads(to_json(asdict(self)))
-        return {**plain, "curve": self.bands.curve()}
+        return {**plain_values(self), "curve": self.bands.curve()}
 
 
 def dedup(
@@ -413,7 +412,7 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the directory holds the result of just this."""
         record = _read_record(self.out)
-        mine = [[part.stem.name for part in self.parts], orjson.loads(to_json(asdict(self.spec)))]
+        mine = [[part.stem.name for part in self.parts], plain_values(self.spec)]
         return record is not None and [record.get("parts"), record.get("spec")] == mine
 
     def sign(self) -> None:
@@ -699,7 +698,7 @@ class Known:
         record = _read_record(out)
         if record is None:
             return cls()
-        asked = orjson.loads(to_json(asdict(spec)))
+        asked = plain_values(spec)
         # How clusters are made of pairs may differ.
         same = all(record["spec"][name] == asked[name] for name in asked if name not in ("keep", "split"))
         if not same or not set(record["parts"]) <= {part.stem.name for part in parts}:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from evalkit.text.kernels import mix
+from evalkit.text.kernels import decode, mix
 from evalkit.text.normalise import CHARACTER, IGNORED, MARK, WORD
 
 SHA1, XXH32 = 0, 1
@@ -106,20 +106,7 @@ def normalise(
                     break
                 byte = data[i]
             continue
-        if byte < 0xE0:
-            point = ((byte & 0x1F) << 6) | (data[i + 1] & 0x3F)
-            i += 2
-        elif byte < 0xF0:
-            point = ((byte & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F)
-            i += 3
-        else:
-            point = (
-                ((byte & 0x07) << 18)
-                | ((data[i + 1] & 0x3F) << 12)
-                | ((data[i + 2] & 0x3F) << 6)
-                | (data[i + 3] & 0x3F)
-            )
-            i += 4
+        point, i = decode(data, i)
         for k in range(fold_start[point], fold_start[point + 1]):
             folded = int(fold_codes[k])
             what = kind[folded]

@@ -40,6 +40,20 @@ def mix(value: Any) -> Any:
     return value
 
 
+@njit(cache=True, nogil=True, inline="always")
+def decode(data: Any, i: int) -> tuple[int, int]:
+    """Return the code point of two to four bytes of UTF-8 from `data[i]` on, and where the next one begins."""
+    byte = data[i]
+    if byte < 0xE0:
+        point, n_bytes = ((byte & 0x1F) << 6) | (data[i + 1] & 0x3F), 2
+    elif byte < 0xF0:
+        point, n_bytes = ((byte & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F), 3
+    else:
+        high = ((byte & 0x07) << 18) | ((data[i + 1] & 0x3F) << 12)
+        point, n_bytes = high | ((data[i + 2] & 0x3F) << 6) | (data[i + 3] & 0x3F), 4
+    return point, i + n_bytes
+
+
 @njit(cache=True, nogil=True)
 def _after_comment(data: Any, i: int, end: int, code: Any) -> int:
     """Where the text goes on after a character that may begin a comment, and the comment if it does."""
@@ -98,20 +112,7 @@ def tokenise(data: Any, begin: int, end: int, fold_arrays: Any, hashes: Any, sta
             ends[n] = i - begin
             continue
         at = i
-        if byte < 0xE0:
-            point = ((byte & 0x1F) << 6) | (data[i + 1] & 0x3F)
-            i += 2
-        elif byte < 0xF0:
-            point = ((byte & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F)
-            i += 3
-        else:
-            point = (
-                ((byte & 0x07) << 18)
-                | ((data[i + 1] & 0x3F) << 12)
-                | ((data[i + 2] & 0x3F) << 6)
-                | (data[i + 3] & 0x3F)
-            )
-            i += 4
+        point, i = decode(data, i)
         for k in range(fold_start[point], fold_start[point + 1]):
             folded = fold_codes[k]
             what = kind[folded]

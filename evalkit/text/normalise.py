@@ -32,6 +32,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.text.buffers import make_read_only
+
 VERSION: Final = 2
 """Version of the rule above; it is written into every audit, because it decides what matches."""
 
@@ -96,9 +98,7 @@ class FoldTable:
     seed: npt.NDArray[np.uint64]
 
     def __post_init__(self) -> None:
-        # As those that are mapped from files are: numba compiles anew for arrays that may be written to.
-        for array in self.arrays:
-            array.flags.writeable = False
+        make_read_only(self.arrays)
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
