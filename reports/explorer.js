@@ -217,6 +217,10 @@
     return made;
   }
 
+  // Pieces of a text by kind: plain, shared with the other text, within an edited copy, left out.
+  const MARKS = ["span", "mark", "u"];
+  const marked = (pieces) => pieces.map(([kind, text]) => (MARKS[kind] ? element(MARKS[kind], text) : element("i", `\n${text}\n`, "soft")));
+
   async function open() {
     if (!shown.length) return;
     const i = shown[selected], place = selected;
@@ -227,11 +231,14 @@
     by("item-title").textContent = `${index.task.names[index.task.codes[i]]}, item ${index.hash[i].slice(0, 12)}`;
     body.push(element("p", `${outcome}; A ${index.a[i]}, B ${index.b[i]}${audit === "not audited" ? "" : `; ${audit}`}${slice ? `; ${slice}` : ""}`, "soft"));
     const first = element("div", undefined, "pair");
-    if (prompt) first.append(part("Prompt", prompt));
     if (leak) {
-      const [where, before, hit, after] = leak;
-      first.append(part(`Training text: ${where}`, before, element("mark", hit), after));
+      const [where, text, fields] = leak;
+      const item = fields.flatMap(([name, pieces], k) => [element("b", `${k ? "\n\n" : ""}${name}: `), ...marked(pieces)]);
+      if (item.length) first.append(part("Benchmark item", ...item));
+      first.append(part(`Training text: ${where}`, ...marked(text)));
+      body.push(element("p", "Marked: what both texts share, word by word; underlined: the rest of an edited copy.", "soft"));
     }
+    if (prompt) body.push(part(index.asked, prompt));
     const answers = element("div", undefined, "pair");
     answers.append(part(`${index.names[0]} (A), score ${index.a[i]}`, a || "—"), part(`${index.names[1]} (B), score ${index.b[i]}`, b || "—"));
     body.push(first, answers);

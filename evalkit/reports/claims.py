@@ -58,6 +58,7 @@ def strip_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
 def verdict_claim(comparison: Comparison) -> Claim:
     """Say which verdict by which rule, on all items and on the clean ones."""
     word, headline = verdict_of(comparison)
+    found = contamination(comparison)
     rows = [
         (
             SUBSET_NAMES[name],
@@ -69,9 +70,12 @@ def verdict_claim(comparison: Comparison) -> Claim:
         for name, result in comparison.overall.items()
     ]
     subset = "clean" if "clean" in comparison.overall else "all"
+    title = f"B is {word} on {SUBSET_NAMES[subset]}" if word in (BETTER, WORSE) else f"{word} on {SUBSET_NAMES[subset]}"
+    if found is not None and found.finding == EXPLAINED:
+        title = f"{found.finding}; {title}"
     return Claim(
         "verdict",
-        f"B is {word} on {SUBSET_NAMES[subset]}" if word in (BETTER, WORSE) else f"{word} on {SUBSET_NAMES[subset]}",
+        f"Verdict: {title}",
         (headline, f"The rule: {comparison.decision_rule.explain()}"),
         (Table(("items", "verdict", "B − A, points", "interval", "smallest detectable"), tuple(rows), n_text=2),),
     )

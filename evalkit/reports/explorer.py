@@ -7,9 +7,10 @@ of its items is opened or searched.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,11 @@ from evalkit.reports.inputs import Run
 from evalkit.terminal import safe
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
+
+    from evalkit.contamination.record import AuditDirectory
+    from evalkit.corpora.rows import Document
 
 MAX_TEXT: Final = 4000
 """Characters of one text."""
@@ -37,8 +42,14 @@ CHUNK: Final = 500
 MAX_LEAKS: Final = 5000
 """Flagged items whose training text is looked up."""
 
-AROUND: Final = 300
-"""Characters of the training text shown on each side of what it shares with the item."""
+_AROUND: Final = 200
+_MOST_SHOWN: Final = 2400
+"""Characters of a training text, and of an item's field beside it."""
+
+_KINDS: Final = {"plain": 0, "shared": 1, "edited": 2, "gap": 3}
+
+Marked = tuple[tuple[str, str], ...]
+"""A text in pieces: what each is (plain, shared, edited, gap), and the text."""
 
 _PREVIEW: Final = 120
 _STATUSES: Final = ("clean", "flagged", "not audited")
@@ -46,12 +57,21 @@ _STATUSES: Final = ("clean", "flagged", "not audited")
 
 @dataclass(frozen=True)
 class Leak:
-    """Where an item stands in the training data: the place, and the text around what is shared."""
+    """A flagged item beside the training text that holds it, or an edited copy of it.
+
+    Attributes
+    ----------
+    place
+        File and row.
+    text
+        The training text around what is shared.
+    item
+        Name and text of each field of the item.
+    """
 
     place: str
-    before: str
-    shared: str
-    after: str
+    text: Marked
+    item: tuple[tuple[str, Marked], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +80,8 @@ class Evidence:
 
     Attributes
     ----------
-    prompts
-        What was asked, by task and doc_hash.
+    prompts, asked
+        What was asked, by task and doc_hash, and what this is called.
     leaks
         By doc_hash.
     words
@@ -73,6 +93,7 @@ class Evidence:
     """
 
     prompts: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    asked: str = "Prompt"
     leaks: Mapping[str, Leak] = field(default_factory=dict)
     words: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = field(default_factory=dict)
     slices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -85,8 +106,19 @@ def evidence(comparison: Comparison, run: Run, audit: Path | None = None, verdic
     slices: Mapping[str, Mapping[str, Any]] = {}
     if comparison.slices_by is not None:
         slices = run.document_column(comparison.slices_by, [task.task for task in comparison.tasks])
+    asked, prompts = "Prompt", _prompts(run, notes)
+    if not prompts and run.documents_kept:
+        asked, prompts = (
+            "Item",
+            {
+                (task, doc_hash): "\n".join(f"{name}: {value}" for name, value in fields.items())
+                for task, documents in run.documents_kept.items()
+                for doc_hash, fields in documents.items()
+            },
+        )
     return Evidence(
-        prompts=_prompts(run, notes),
+        prompts=prompts,
+        asked=asked,
         leaks=_leaks(comparison, audit, notes) if audit is not None else {},
         words=_words(verdicts) if verdicts is not None else {},
         slices=slices,
@@ -95,7 +127,7 @@ def evidence(comparison: Comparison, run: Run, audit: Path | None = None, verdic
 
 
 def _prompts(run: Run, notes: list[str]) -> dict[tuple[str, str], str]:
-    """What was asked under the first seed, from the run's journal, or from a table's column `prompt`."""
+    """What was asked under the first seed, from the run's journal."""
     import pyarrow.parquet as pq
 
     from evalkit.runs.journal import Journal
@@ -132,55 +164,92 @@ def _shown(request: Mapping[str, Any]) -> str:
 
 
 def _leaks(comparison: Comparison, directory: Path, notes: list[str]) -> dict[str, Leak]:
-    """The training text of each flagged item's longest match, read from the corpus if it is still there."""
+    """The document with each flagged item's longest match, read from the corpus if it is still there."""
     from evalkit.contamination.record import open_audit
-    from evalkit.corpora.rows import Document, read_rows
 
     flagged = {item.doc_hash for item in comparison.items if item.status == "flagged"}
     try:
         audit = open_audit(directory)
         matches = audit.read(tables.MATCHES).to_pandas()
+        texts = audit.texts
     except EvalkitError as error:
         notes.append(f"the training text is not shown: {error.what}")
         return {}
-    best = matches[matches.doc_hash.isin(flagged)].sort_values("n_tokens", ascending=False, kind="stable")
-    best = best.drop_duplicates("doc_hash")
+    matches = matches[matches.doc_hash.isin(flagged)].sort_values("n_tokens", ascending=False, kind="stable")
+    best = matches.drop_duplicates("doc_hash")
+    if n := len(flagged) - len(best):
+        notes.append(f"no place in a training text is recorded for {n:,} of {len(flagged):,} flagged items")
     if len(best) > MAX_LEAKS:
         notes.append(f"the training text is shown of the {MAX_LEAKS:,} longest matches of {len(best):,}")
         best = best.head(MAX_LEAKS)
+    pair = ["file", "row", "benchmark", "doc_hash"]
+    of_pair = matches.merge(best[pair], on=pair).groupby(pair, sort=True)
+    documents = _documents(audit, best)
     found: dict[str, Leak] = {}
     lost: dict[str, int] = {}
-    for name, rows in best.groupby("file", sort=True):
-        try:
-            if name not in audit.files:
-                raise FileNotFoundError(name)
-            wanted = set(map(int, rows.row))
-            documents = {
-                one.row: one.text
-                for one in read_rows(
-                    audit.files[str(name)].shard, wanted, text_column=audit.text_column, id_column=audit.id_column
-                )
-                if isinstance(one, Document)
-            }
-        except (EvalkitError, OSError):
-            documents = {}
-        for row in rows.itertuples(index=False):
-            place = f"{name}, row {row.row}"
-            if (text := documents.get(int(row.row))) is None:
-                lost[str(name)] = lost.get(str(name), 0) + 1
-                found[row.doc_hash] = Leak(place, "(the document could not be read again)", "", "")
-                continue
-            start, end = int(row.start), int(row.end)
-            head = "… " if start > AROUND else ""
-            tail = " …" if len(text) > end + AROUND else ""
-            found[row.doc_hash] = Leak(
-                place, head + text[max(0, start - AROUND) : start], text[start:end], text[end : end + AROUND] + tail
-            )
+    for (file, row, benchmark, doc_hash), rows in of_pair:
+        leak, whole = _leak(
+            audit,
+            f"{file}, row {row}",
+            documents.get((file, row)),
+            texts.fields.get((benchmark, doc_hash), {}),
+            rows.to_dict("records"),
+        )
+        found[doc_hash] = leak
+        if not whole:
+            lost[str(file)] = lost.get(str(file), 0) + 1
     if lost:
         notes.append(
-            f"the training text of {sum(lost.values()):,} items could not be read again, e.g. in {next(iter(lost))}"
+            f"the training text of {sum(lost.values()):,} items is not as it was audited, e.g. in {next(iter(lost))}"
         )
     return found
+
+
+def _documents(audit: AuditDirectory, places: pd.DataFrame) -> dict[tuple[str, int], Document]:
+    """Read the documents; of a file that cannot be read, those before the trouble."""
+    from evalkit.corpora.rows import Document, read_rows
+
+    found: dict[tuple[str, int], Document] = {}
+    for name, rows in places.groupby("file", sort=True):
+        if name not in audit.files:
+            continue
+        shard, wanted = audit.files[str(name)].shard, set(map(int, rows.row))
+        with contextlib.suppress(EvalkitError, OSError):
+            for one in read_rows(shard, wanted, text_column=audit.text_column, id_column=audit.id_column):
+                if isinstance(one, Document):
+                    found[str(name), one.row] = one
+    return found
+
+
+def _leak(
+    audit: AuditDirectory,
+    place: str,
+    document: Document | None,
+    fields: Mapping[str, str],
+    matches: Sequence[dict[Hashable, Any]],
+) -> tuple[Leak, bool]:
+    """Mark what document and item share, and say whether the document is as it was audited."""
+    from evalkit.contamination.spans import Spans, excerpt
+    from evalkit.contamination.verify import difference, is_code
+
+    spans, whole = Spans(), document is not None
+    for match in [{str(key): value for key, value in one.items()} for one in matches] if document else ():
+        assert document is not None
+        # A float column where some matches have no edits.
+        match["n_edits"] = 0 if np.isnan(match["n_edits"] or 0) else int(match["n_edits"] or 0)
+        if difference(audit, match, document) is None:
+            spans.add(match, document.text, fields[match["field"]], is_code=is_code(audit, match))
+        else:
+            whole = False
+
+    def marked(text: str, shared: Sequence[tuple[int, int]], edited: Sequence[tuple[int, int]]) -> Marked:
+        return tuple(excerpt(text, shared, edited, _AROUND, _MOST_SHOWN))
+
+    text: Marked = (("gap", "(the document could not be read again)"),)
+    if document is not None:
+        text = marked(document.text, spans.shared, spans.edited)
+    item = tuple((name, marked(field_text, *spans.of_field(name))) for name, field_text in fields.items())
+    return Leak(place, text, item), whole
 
 
 def _words(verdicts: pa.Table) -> dict[tuple[str, str], list[tuple[str, str]]]:
@@ -215,6 +284,7 @@ def pack(comparison: Comparison, known: Evidence) -> list[str]:
         "n": len(items),
         "chunk": CHUNK,
         "names": [safe(comparison.name_a), safe(comparison.name_b)],
+        "asked": known.asked,
         "task": {"names": [safe(one) for one in names["task"]], "codes": [codes["task"][item.task] for item in items]},
         "outcome": {"names": names["outcome"], "codes": [codes["outcome"][outcome(item)] for item in items]},
         "audit": {"names": names["audit"], "codes": [codes["audit"][item.status] for item in items]},
@@ -260,17 +330,21 @@ def _texts(item: ItemPair, known: Evidence) -> Iterable[str]:
 
 def _row(item: ItemPair, known: Evidence, limit: int) -> list[Any]:
     leak = known.leaks.get(item.doc_hash) if item.status == "flagged" else None
-    parts = leak and [leak.place, leak.before, leak.shared, leak.after]
+    parts = leak and [safe(leak.place), _pieces(leak.text), [[safe(name), _pieces(text)] for name, text in leak.item]]
     return [
         _shortened(known.prompts.get((item.task, item.doc_hash)), limit, keep_end=True),
         *(_shortened(text, limit) for text in (item.target, item.response_a, item.response_b)),
-        parts and [_shortened(part, limit) for part in parts],
+        parts,
         [
             [safe(title), _shortened(text, limit)]
             for title, text in known.words.get((item.task, item.doc_hash), ())
         ],
         safe(_slice(item, known)) if known.slices else "",
     ]  # fmt: skip
+
+
+def _pieces(text: Marked) -> list[list[Any]]:
+    return [[_KINDS[kind], safe(piece)] for kind, piece in text]
 
 
 def _shortened(text: str | None, limit: int, *, keep_end: bool = False) -> str:

@@ -65,7 +65,14 @@ def page(comparison, tmp_path_factory):
             (item.task, item.doc_hash): f"Question {item.doc_hash}: {WORSE[int(item.doc_hash[4:]) % len(WORSE)]}"
             for item in comparison.items
         },
-        leaks={item.doc_hash: Leak("part.jsonl, row 1", WORSE[1], WORSE[0], WORSE[3]) for item in comparison.items},
+        leaks={
+            item.doc_hash: Leak(
+                "part.jsonl, row 1",
+                (("gap", WORSE[1]), ("shared", WORSE[0]), ("edited", WORSE[3])),
+                ((WORSE[0], (("plain", WORSE[2]), ("shared", WORSE[4]))),),
+            )
+            for item in comparison.items
+        },
         words={(item.task, item.doc_hash): [("Judge <j>", WORSE[0])] for item in comparison.items},
     )
     path = tmp_path_factory.mktemp("page") / "report.html"

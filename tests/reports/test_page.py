@@ -100,7 +100,13 @@ def test_the_explorer_holds_every_item_with_its_texts_written_out(comparison):
     hostile = "\ud800<script>\u202e"
     known = Evidence(
         prompts={("<b>task", "3"): hostile},
-        leaks={"0": Leak("part.jsonl, row 1", "before ", "shared <b>", " after")},
+        leaks={
+            "0": Leak(
+                "part.jsonl, row 1",
+                (("plain", "before "), ("shared", "shared <b>\u202e"), ("gap", "9 left out")),
+                (("<b>question", (("edited", "after"),)),),
+            )
+        },
         words={("<b>task", "3"): [("Judge j", "because </script>")]},
     )
     index, *parts = map(unpacked, pack(comparison, known))
@@ -115,7 +121,11 @@ def test_the_explorer_holds_every_item_with_its_texts_written_out(comparison):
     rows = {hash_: parts[place // index["chunk"]][place % index["chunk"]] for place, hash_ in enumerate(index["hash"])}
     assert rows["3"][0] == "<U+D800><script><U+202E>"
     assert rows["3"][5] == [["Judge j", "because </script>"]]
-    assert rows["0"][4] == ["part.jsonl, row 1", "before ", "shared <b>", " after"]
+    assert rows["0"][4] == [
+        "part.jsonl, row 1",
+        [[0, "before "], [1, "shared <b><U+202E>"], [3, "9 left out"]],
+        [["<b>question", [[2, "after"]]]],
+    ]
     assert rows["5"][2] == "x" * 4000 + " \u2026 (996,000 more characters)"
 
 
