@@ -229,19 +229,19 @@
     const body = [];
     const outcome = index.outcome.names[index.outcome.codes[i]], audit = index.audit.names[index.audit.codes[i]];
     by("item-title").textContent = `${index.task.names[index.task.codes[i]]}, item ${index.hash[i].slice(0, 12)}`;
-    body.push(element("p", `${outcome}; A ${index.a[i]}, B ${index.b[i]}${audit === "not audited" ? "" : `; ${audit}`}${slice ? `; ${slice}` : ""}`, "soft"));
-    const first = element("div", undefined, "pair");
+    body.push(element("p", `${outcome}; A ${index.a[i]}, B ${index.b[i]}${audit === "not audited" ? "" : `; ${audit}`}${slice ? `; ${index.slice.title} ${slice}` : ""}`, "soft"));
+    // Fields of the item stand in for a prompt that is not known: once is enough.
+    if (prompt && !(leak && index.asked === "Item")) body.push(part(index.asked, prompt));
     if (leak) {
-      const [where, text, fields] = leak;
-      const item = fields.flatMap(([name, pieces], k) => [element("b", `${k ? "\n\n" : ""}${name}: `), ...marked(pieces)]);
-      if (item.length) first.append(part("Benchmark item", ...item));
-      first.append(part(`Training text: ${where}`, ...marked(text)));
-      body.push(element("p", "Marked: what both texts share, word by word; underlined: the rest of an edited copy.", "soft"));
+      const [where, text, fields] = leak, pair = element("div", undefined, "pair");
+      const item = fields.flatMap(([name, pieces], k) => [element("b", `${k ? "\n" : ""}${name}: `), ...marked(pieces)]);
+      if (item.length) pair.append(part("Benchmark item", ...item));
+      pair.append(part(`Training text: ${where}`, ...marked(text)));
+      body.push(pair, element("p", "Marked is what both texts share, word by word; underlined is the rest of an edited copy.", "soft"));
     }
-    if (prompt) body.push(part(index.asked, prompt));
     const answers = element("div", undefined, "pair");
     answers.append(part(`${index.names[0]} (A), score ${index.a[i]}`, a || "—"), part(`${index.names[1]} (B), score ${index.b[i]}`, b || "—"));
-    body.push(first, answers);
+    body.push(answers);
     if (target) body.push(part("Right answer", target));
     for (const [title, said] of words || []) body.push(part(title, said));
     by("item-body").replaceChildren(...body);

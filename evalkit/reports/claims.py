@@ -16,6 +16,7 @@ from evalkit.reports.sensitivity import EXPLAINED, UNCONFIRMED, contamination, t
 from evalkit.reports.terminal import notes
 from evalkit.runs.health import sentences
 from evalkit.stats.clusters import design_effect
+from evalkit.stats.components import Design
 from evalkit.stats.results import Estimate
 from evalkit.stats.standings import Standings
 
@@ -120,7 +121,7 @@ def tasks_claim(comparison: Comparison) -> Claim:
             continue
         of = [item for item in by_task.get(name, ()) if result.subset in ("all", item.status)]
         rows.append(_task_row(name, result, of, several=several))
-    table = Table(columns, tuple(rows), n_text=2, n_total=sum(row[0] == OVERALL for row in rows))
+    table = _without_empty(columns, rows, n_text=2, n_total=sum(row[0] == OVERALL for row in rows))
     better = [task.task for task in comparison.tasks if task.subsets["all"].verdict == BETTER]
     worse = [task.task for task in comparison.tasks if task.subsets["all"].verdict == WORSE]
     said = [
@@ -142,7 +143,7 @@ def tasks_claim(comparison: Comparison) -> Claim:
 
 
 def _task_row(name: str, result: SubsetResult, items: Sequence[Any], *, several: bool) -> tuple[str, ...]:
-    difference, test = result.difference, result.test
+    difference, test = result.decision.estimate, result.test
     p = result.p_adjusted if several and name != OVERALL else test.p_value if test else None
     a, b = (np.array([getattr(item, side) for item in items]) for side in ("score_a", "score_b"))
     discordant = f"{int((a > b).sum())} : {int((b > a).sum())}" if len(items) else ""
@@ -163,6 +164,14 @@ def _task_row(name: str, result: SubsetResult, items: Sequence[Any], *, several:
         "" if r is None else f"{r:.2f}".replace("-", "−"),
         _points(result.decision.smallest_detectable),
         result.verdict,
+    )
+
+
+def _without_empty(columns: Sequence[str], rows: Sequence[tuple[str, ...]], **given: Any) -> Table:
+    """A table without the columns in which nothing stands, as of clusters where there are none."""
+    kept = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return Table(
+        tuple(columns[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in rows), **given
     )
 
 
@@ -217,27 +226,36 @@ _MOST_TASKS_IN_WORDS: Final = 6
 
 
 def _component_tables(noises: Mapping[str, Noise]) -> list[Table]:
-    """Shares of the variance, and what more of each would buy."""
-    shares, designs = [], []
+    """Shares of the variance, and what more of each would buy; a row for each task."""
+    shares: dict[str, dict[str, str]] = {}
+    designs: dict[str, dict[str, str]] = {}
     for name, noise in noises.items():
         known = [one for one in noise.components if one.variance is not None]
         total = sum(one.variance or 0.0 for one in known)
         for one in known:
-            share = f"{(one.variance or 0.0) / total:.0%}" if total else ""
-            shares.append((name, " × ".join(one.facets), _sd(one), share))
-        for place, design in enumerate(noise.designs):
-            levels = ", ".join(f"{count:,} {facet}s" for facet, count in design.levels.items())
-            what = "as it is" if place == 0 else ""
-            answers = f"{design.answers} answer{'s' if design.answers > 1 else ''}"
-            designs.append((name, f"{levels}, {answers}", what, f"{100 * design.standard_error:.2f}"))
+            share = f"; {(one.variance or 0.0) / total:.0%}" if total else ""
+            shares.setdefault(name, {})[" × ".join(one.facets)] = f"{_sd(one)}{share}"
+        for design in noise.designs:
+            error = f"{100 * design.standard_error:.2f}"
+            designs.setdefault(name, {})[_design(design, noise.designs[0])] = error
+    said = (
+        (shares, "Where the difference's variance comes from: SD in points, and its share"),
+        (designs, "What more of each would buy: the standard error, in points, for other seeds and items"),
+    )
     found = []
-    if shares:
-        columns = ("task", "part of the difference's variance", "SD, points", "share")
-        found.append(Table(columns, tuple(shares), n_text=2, caption="Where the difference's variance comes from"))
-    if designs:
-        columns = ("task", "design", "", "standard error, points")
-        found.append(Table(columns, tuple(designs), n_text=3, caption="What more seeds, items or answers would buy"))
+    for cells, caption in said:
+        columns = list(dict.fromkeys(name for of in cells.values() for name in of))
+        rows = tuple((task, *(of.get(name, "") for name in columns)) for task, of in cells.items())
+        found += [Table(("task", *columns), rows, caption=caption)] if rows else []
     return found
+
+
+def _design(design: Design, now: Design) -> str:
+    """A design by what of it is more than there is."""
+    counts = {**design.levels, "answer to each": design.answers}
+    present = {**now.levels, "answer to each": now.answers}
+    more = [f"{counts[name] / present[name]:.3g} × the {name}s" for name in counts if counts[name] != present[name]]
+    return ", ".join(more).replace("answer to eachs", "answers to each") or "as it is"
 
 
 def contamination_claim(comparison: Comparison) -> Claim:
@@ -453,7 +471,8 @@ def assumptions_claim(comparison: Comparison) -> Claim:
     cases = worst_cases(comparison)
     proportions = all(0 <= score <= 1 for item in comparison.items for score in (item.score_a, item.score_b))
     said = [
-        f"The unit of independence is {result.difference.unit}; intervals speak of {result.difference.population}.",
+        f"What is independent of each other are {_listed_units(comparison)}; intervals speak of "
+        f"{result.difference.population}.",
         f"Scores are averaged over repeats and seeds before anything else, so that an item counts once. "
         f"{_family(comparison)} The decision rule's SHA-256 is {comparison.decision_rule.digest()}.",
     ]
@@ -476,6 +495,10 @@ def assumptions_claim(comparison: Comparison) -> Claim:
                 flips = cases[0].low <= 0 <= cases[0].high
                 said.append(f"In the worst case the difference {'could vanish' if flips else 'keeps its sign'}.")
     return Claim("assumptions", "Assumptions and dropped items", tuple(said), tables, notes=tuple(notes(comparison)))
+
+
+def _listed_units(comparison: Comparison) -> str:
+    return " and ".join(dict.fromkeys(task.subsets["all"].difference.unit for task in comparison.tasks))
 
 
 def _family(comparison: Comparison) -> str:

@@ -10,7 +10,8 @@ import base64
 import contextlib
 import json
 import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from evalkit.contamination.record import AuditDirectory
+    from evalkit.contamination.verify import Match
     from evalkit.corpora.rows import Document
 
 MAX_TEXT: Final = 4000
@@ -170,39 +172,37 @@ def _leaks(comparison: Comparison, directory: Path, notes: list[str]) -> dict[st
     flagged = {item.doc_hash for item in comparison.items if item.status == "flagged"}
     try:
         audit = open_audit(directory)
-        matches = audit.read(tables.MATCHES).to_pandas()
-        texts = audit.texts
+        matches, texts = audit.read(tables.MATCHES), audit.texts
     except EvalkitError as error:
         notes.append(f"the training text is not shown: {error.what}")
         return {}
-    matches = matches[matches.doc_hash.isin(flagged)].sort_values("n_tokens", ascending=False, kind="stable")
-    best = matches.drop_duplicates("doc_hash")
+    places = matches.select([*_PAIR, "n_tokens"]).to_pandas()
+    places = places[places.doc_hash.isin(flagged)]
+    best = places.sort_values("n_tokens", ascending=False, kind="stable").drop_duplicates("doc_hash")
     if n := len(flagged) - len(best):
         notes.append(f"no place in a training text is recorded for {n:,} of {len(flagged):,} flagged items")
     if len(best) > MAX_LEAKS:
         notes.append(f"the training text is shown of the {MAX_LEAKS:,} longest matches of {len(best):,}")
         best = best.head(MAX_LEAKS)
-    pair = ["file", "row", "benchmark", "doc_hash"]
-    of_pair = matches.merge(best[pair], on=pair).groupby(pair, sort=True)
     documents = _documents(audit, best)
     found: dict[str, Leak] = {}
-    lost: dict[str, int] = {}
-    for (file, row, benchmark, doc_hash), rows in of_pair:
-        leak, whole = _leak(
+    lost: Counter[str] = Counter()
+    of_pairs = places.reset_index().merge(best[_PAIR], on=_PAIR).groupby(_PAIR, sort=True)["index"]
+    for (file, row, benchmark, doc_hash), numbers in of_pairs:
+        found[doc_hash], is_whole = _leak(
             audit,
             f"{file}, row {row}",
             documents.get((file, row)),
             texts.fields.get((benchmark, doc_hash), {}),
-            rows.to_dict("records"),
+            matches.take(numbers.to_numpy()).to_pylist(),
         )
-        found[doc_hash] = leak
-        if not whole:
-            lost[str(file)] = lost.get(str(file), 0) + 1
-    if lost:
-        notes.append(
-            f"the training text of {sum(lost.values()):,} items is not as it was audited, e.g. in {next(iter(lost))}"
-        )
+        lost[file] += not is_whole
+    if n := lost.total():
+        notes.append(f"the training text of {n:,} items is not as it was audited, e.g. in {lost.most_common(1)[0][0]}")
     return found
+
+
+_PAIR: Final = ["file", "row", "benchmark", "doc_hash"]
 
 
 def _documents(audit: AuditDirectory, places: pd.DataFrame) -> dict[tuple[str, int], Document]:
@@ -226,21 +226,19 @@ def _leak(
     place: str,
     document: Document | None,
     fields: Mapping[str, str],
-    matches: Sequence[dict[Hashable, Any]],
+    matches: Sequence[Match],
 ) -> tuple[Leak, bool]:
     """Mark what document and item share, and say whether the document is as it was audited."""
     from evalkit.contamination.spans import Spans, excerpt
     from evalkit.contamination.verify import difference, is_code
 
-    spans, whole = Spans(), document is not None
-    for match in [{str(key): value for key, value in one.items()} for one in matches] if document else ():
+    spans, is_whole = Spans(), document is not None
+    for match in matches if document is not None else ():
         assert document is not None
-        # A float column where some matches have no edits.
-        match["n_edits"] = 0 if np.isnan(match["n_edits"] or 0) else int(match["n_edits"] or 0)
         if difference(audit, match, document) is None:
             spans.add(match, document.text, fields[match["field"]], is_code=is_code(audit, match))
         else:
-            whole = False
+            is_whole = False
 
     def marked(text: str, shared: Sequence[tuple[int, int]], edited: Sequence[tuple[int, int]]) -> Marked:
         return tuple(excerpt(text, shared, edited, _AROUND, _MOST_SHOWN))
@@ -249,7 +247,7 @@ def _leak(
     if document is not None:
         text = marked(document.text, spans.shared, spans.edited)
     item = tuple((name, marked(field_text, *spans.of_field(name))) for name, field_text in fields.items())
-    return Leak(place, text, item), whole
+    return Leak(place, text, item), is_whole
 
 
 def _words(verdicts: pa.Table) -> dict[tuple[str, str], list[tuple[str, str]]]:
@@ -288,7 +286,11 @@ def pack(comparison: Comparison, known: Evidence) -> list[str]:
         "task": {"names": [safe(one) for one in names["task"]], "codes": [codes["task"][item.task] for item in items]},
         "outcome": {"names": names["outcome"], "codes": [codes["outcome"][outcome(item)] for item in items]},
         "audit": {"names": names["audit"], "codes": [codes["audit"][item.status] for item in items]},
-        "slice": {"names": [safe(one) for one in names["slice"]], "codes": slices},
+        "slice": {
+            "names": [safe(one) for one in names["slice"]],
+            "codes": slices,
+            "title": safe(comparison.slices_by or ""),
+        },
         "a": [f"{item.score_a:.3g}" for item in items],
         "b": [f"{item.score_b:.3g}" for item in items],
         "hash": [safe(item.doc_hash) for item in items],

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Blue and orange of Okabe and Ito's palette; shapes and fill say the same for those who see no colour.
 COLOUR: Final = {"all": "#0072B2", "clean": "#D55E00"}
 _OFFSET: Final = {"all": 0.0, "clean": 0.34}
+_ROOMY: Final = 20
+"""Rows of a forest plot with room for two lines of numbers each."""
+
 STYLE: Final[dict[Any, Any]] = {
     # Names of models and tasks are foreign text: a dollar sign in them is no formula.
     "text.parse_math": False,
@@ -71,15 +74,17 @@ def forest_plot(comparison: Comparison) -> Figure:
     """Draw the difference B minus A of each task, and of the tasks together, on all and on the clean items.
 
     Filled squares: all items; hollow circles: clean items; thick lines: intervals, thin ones those that hold for all
-    tasks at once; shaded: the margin; diamonds: all tasks together. Numbers are percentage points.
+    tasks at once; shaded: the margin; diamonds: all tasks together. Numbers are percentage points. Of many tasks the
+    rows are narrow, so that 60 fit on a printed page, and the numbers are those of all items.
     """
     rows = _rows(comparison)
+    many = len(rows) > _ROOMY
     with drawing() as new:
-        figure = new(figsize=(7.6, 0.9 + 0.52 * len(rows)))
+        figure = new(figsize=(7.6, 0.9 + (0.16 if many else 0.52) * len(rows)))
         axes = figure.add_subplot()
         for position, (name, results) in enumerate(rows):
             for subset, result in results.items():
-                _draw(axes, position + _OFFSET[subset], result, is_overall=name == OVERALL)
+                _draw(axes, position + _OFFSET[subset], result, is_overall=name == OVERALL, small=many)
         _decorate(axes, comparison, rows)
     return figure
 
@@ -93,21 +98,23 @@ def _rows(comparison: Comparison) -> list[tuple[str, dict[str, SubsetResult]]]:
     return list(shown.items())
 
 
-def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) -> None:
+def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool, small: bool) -> None:
     difference, colour = result.difference, COLOUR[result.subset]
-    if difference.low is not None and difference.high is not None:
-        axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=colour, linewidth=2.2)
-    # The wider one, on which a verdict of one task among several rests.
+    thick, thin, size = (1.4, 0.6, 3.4) if small else (2.2, 0.8, 6.0)
+    # The wider interval is that on which a verdict of one task among several rests.
     decisive = result.decision.estimate
-    if decisive.low is not None and decisive.high is not None:
-        axes.plot([100 * decisive.low, 100 * decisive.high], [height, height], color=colour, linewidth=0.8)
+    for one, width in ((difference, thick), (decisive, thin)):
+        if one.low is not None and one.high is not None:
+            axes.plot([100 * one.low, 100 * one.high], [height, height], color=colour, linewidth=width)
     marker = "D" if is_overall else ("s" if result.subset == "all" else "o")
     face = colour if result.subset == "all" else "white"
-    axes.plot([100 * difference.estimate], [height], marker=marker, markersize=6, color=colour, markerfacecolor=face)
+    axes.plot([100 * difference.estimate], [height], marker=marker, markersize=size, color=colour, markerfacecolor=face)
+    if small and result.subset != "all":
+        return
     interval = (
         "no interval"
-        if difference.low is None or difference.high is None
-        else f"{points(difference.low)} to {points(difference.high)}"
+        if decisive.low is None or decisive.high is None
+        else f"{points(decisive.low)} to {points(decisive.high)}"
     )
     axes.text(
         1.02,
@@ -115,7 +122,7 @@ def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) 
         f"{points(difference.estimate)}  ({interval})   n = {result.n_items:,}",
         transform=axes.get_yaxis_transform(),
         verticalalignment="center",
-        fontsize=8,
+        fontsize=7 if small else 8,
     )
 
 
@@ -130,7 +137,8 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
     if with_overall:
         axes.axhline(len(rows) - 1.33, color=GREY, linewidth=0.5, linestyle=":")
     axes.set_yticks([position + 0.17 * (len(results) > 1) for position, (_, results) in enumerate(rows)])
-    axes.set_yticklabels([f"{name} (mean of tasks)" if name == OVERALL else name for name, _ in rows])
+    labels = [f"{name} (mean of tasks)" if name == OVERALL else name for name, _ in rows]
+    axes.set_yticklabels(labels, fontsize=7 if len(rows) > _ROOMY else 9)
     axes.set_ylim(len(rows) - 0.3, -0.5)
     names = shorten(comparison.name_b), shorten(comparison.name_a)
     minus = " minus ".join(names if names[0] != names[1] else ("B", "A"))

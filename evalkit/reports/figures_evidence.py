@@ -35,6 +35,7 @@ _STRIP: Final = ("only B", "both right", "both wrong", "only A")
 
 MAX_PANELS: Final = 6
 MAX_BARS: Final = 60
+_ROOMY: Final = 20
 _TARGET: Final = 0.8
 _EFFECTS: Final = (0.01, 0.02, 0.05)
 
@@ -110,7 +111,9 @@ def discordance_bars(comparison: Comparison) -> Figure:
         counts.setdefault(item.task, Counter())[outcome(item)] += 1
     shown = list(counts.items())[:MAX_BARS]
     with drawing() as new:
-        figure = new(figsize=(7.6, 0.9 + 0.3 * len(shown)))
+        small = 8 if len(shown) <= _ROOMY else 6.5
+        row = 0.3 if len(shown) <= _ROOMY else 0.16
+        figure = new(figsize=(7.6, 0.9 + row * len(shown)))
         axes = figure.add_subplot()
         for place, (_, of) in enumerate(shown):
             n = of.total()
@@ -125,17 +128,17 @@ def discordance_bars(comparison: Comparison) -> Figure:
                     textcoords="offset points",
                     ha=align,
                     va="center",
-                    fontsize=8,
+                    fontsize=small,
                 )
             equal = f"{of['both right'] + of['both wrong']:,} of {n:,} equal"
-            axes.text(1.02, place, equal, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+            axes.text(1.02, place, equal, transform=axes.get_yaxis_transform(), va="center", fontsize=small)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [shorten(name) for name, _ in shown])
+        axes.set_yticks(range(len(shown)), [shorten(name) for name, _ in shown], fontsize=small + 1)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         widest = max(1.0, *(abs(end) for end in axes.get_xlim()))
         axes.set_xlim(-1.12 * widest, 1.12 * widest)
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-        axes.set_xlabel("← only A right        % of the task's items        only B right →")
+        axes.set_xlabel("← only A right\u2003\u2003% of the task's items\u2003\u2003only B right →")
         axes.tick_params(axis="y", length=0)
         bare(axes, "left")
     return figure

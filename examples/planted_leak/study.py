@@ -1,7 +1,7 @@
 """The study with known truth: two small corpora that differ only in planted benchmark items, and what the report says.
 
-    python examples/planted_leak/study.py --out planted-leak            # three seeds each, a few minutes on two cores
-    python examples/planted_leak/study.py --out planted-leak --short    # one seed each
+    python examples/planted_leak/study.py --out planted-leak            # four checkpoints
+    python examples/planted_leak/study.py --out planted-leak --short    # two
 
 Tiny language models are trained from scratch on either corpus. Then come the ordinary commands: audit, run, compare,
 report. What must come out is checked at the end.
@@ -22,11 +22,14 @@ from typing import Any, Final
 COPIES: Final = (1, 4, 16, 64)
 PER_GROUP: Final = 40
 N_CLEAN: Final = 240
-N_OTHER: Final = 3000
+N_OTHER: Final = 500
 """Facts of the same kind that both corpora hold, none of them in the benchmark."""
 
-EPOCHS: Final = 4
-BATCH: Final = 16
+SEEDS: Final = (1, 2, 3)
+"""Of the training: the order of the texts, and the weights at the beginning."""
+
+EPOCHS: Final = 3
+BATCH: Final = 8
 LENGTH: Final = 128
 TASK: Final = "planted_facts"
 RULE: Final = "gpt3-clean"
@@ -223,7 +226,7 @@ metadata:
 
 
 def train(texts: Sequence[str], out: Path, seed: int, n_checkpoints: int) -> None:
-    """Train a Llama of half a million parameters on the texts, and save checkpoints as transformers reads them."""
+    """Train a Llama of one layer on the texts, and save checkpoints as transformers reads them."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -236,17 +239,18 @@ def train(texts: Sequence[str], out: Path, seed: int, n_checkpoints: int) -> Non
         tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # of so small a model, more would only wait for each other
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+            vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
             num_attention_heads=4, max_position_embeddings=LENGTH, bos_token_id=1, eos_token_id=2, pad_token_id=2,
         )
     )  # fmt: skip
     rng = random.Random(seed)
     n_tokens = sum(len(text.split()) for text in texts)
     n_steps = EPOCHS * n_tokens // (BATCH * LENGTH)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=n_steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=n_steps, pct_start=0.1)
     tokens: list[int] = []
     for step in range(1, n_steps + 1):
         if len(tokens) < BATCH * LENGTH:
@@ -273,12 +277,28 @@ def evalkit(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "evalkit.cli", *map(str, words)], check=True)
 
 
-def joined(out: Path, name: str, seeds: Sequence[int], first: int) -> Path:
-    """One table of the last checkpoints of all training seeds, numbered from `first`."""
+def documents_of(out: Path) -> dict[str, dict[str, Any]]:
+    """The benchmark's items by doc_hash."""
+    from evalkit.tasks import doc_hash, load_tasks
+
+    return {doc_hash(one): one for one in load_tasks([TASK], tasks_dirs=(out / "tasks",)).tasks[TASK].eval_docs}
+
+
+def joined(out: Path, name: str, first: int) -> Path:
+    """One table of the last checkpoints of all training seeds, numbered from `first`, with the items' own columns."""
     import pandas as pd
 
+    documents = documents_of(out)
+    items = pd.DataFrame(
+        {
+            "doc_hash": list(documents),
+            "question": [one["question"] for one in documents.values()],
+            "choices": [", ".join(one["choices"]) for one in documents.values()],
+            "copies": [one["copies"] for one in documents.values()],
+        }
+    )
     parts = []
-    for number, seed in enumerate(seeds):
+    for number, seed in enumerate(SEEDS):
         records = sorted(
             (out / "runs" / name).rglob("run.json"),
             key=lambda path: json.loads(path.read_text())["checkpoint"]["step"] or 0,
@@ -286,16 +306,28 @@ def joined(out: Path, name: str, seeds: Sequence[int], first: int) -> Path:
         mine = [path for path in records if f"seed{seed}" in str(json.loads(path.read_text())["spec"]["model"])]
         parts.append(pd.read_parquet(mine[-1].parent / "samples.parquet").assign(seed=first + number, model=name))
     path = out / f"{name}.parquet"
-    pd.concat(parts)[["task", "doc_hash", "seed", "repeat", "metric", "filter", "model", "score", "prompt_hash",
-                      "response", "target"]].to_parquet(path)  # fmt: skip
+    columns = [
+        "task",
+        "doc_hash",
+        "seed",
+        "repeat",
+        "metric",
+        "filter",
+        "model",
+        "score",
+        "prompt_hash",
+        "response",
+        "target",
+    ]
+    pd.concat(parts)[columns].merge(items, on="doc_hash", validate="many_to_one").to_parquet(path)
     return path
 
 
-def study(out: Path, *, seeds: Sequence[int], n_checkpoints: int) -> dict[str, Any]:
+def study(out: Path, *, n_checkpoints: int) -> dict[str, Any]:
     """Do it all; return what came out."""
     begun = time.monotonic()
     for name, texts in make(out).items():
-        for seed in seeds:
+        for seed in SEEDS:
             if not list((out / "models" / name).glob(f"seed{seed}/checkpoint-*")):
                 train(texts, out / "models" / name / f"seed{seed}", seed, n_checkpoints)
         runs = ["--backend", "hf", "--device", "cpu", "--batch-size", 64, "--margin", 0.02]
@@ -304,8 +336,9 @@ def study(out: Path, *, seeds: Sequence[int], n_checkpoints: int) -> dict[str, A
                 "--out", out / "runs" / name)  # fmt: skip
         evalkit("audit", "--corpus", out / f"{name}.jsonl", "--benchmark", TASK, "--tasks-dir", out / "tasks",
                 "--rule", RULE, "--out", out / f"audit-{name}", "--overwrite")  # fmt: skip
-    tables = [joined(out, "base", seeds, 0), joined(out, "leaked", seeds, 100)]
-    options = ["--columns", "item=doc_hash,prompt=prompt_hash", "--audit", out / "audit-leaked", "--margin", 0.02]
+    tables = [joined(out, "base", 0), joined(out, "leaked", 100)]
+    options = ["--columns", "item=doc_hash,prompt=prompt_hash", "--audit", out / "audit-leaked", "--margin", 0.02,
+               "--slices", "copies"]  # fmt: skip
     for suffix in ("html", "json"):
         evalkit("report", *tables, *options, "--checkpoints", out / "runs" / "leaked", "-o", out / f"report.{suffix}")
     return {**found(out), "seconds": round(time.monotonic() - begun)}
@@ -315,58 +348,63 @@ def found(out: Path) -> dict[str, Any]:
     """Read what came out, beside the truth."""
     import pandas as pd
 
-    from evalkit.tasks import doc_hash, load_tasks
-
-    documents = load_tasks([TASK], tasks_dirs=(out / "tasks",)).tasks[TASK].eval_docs
-    copies = {doc_hash(one): one["copies"] for one in documents}
+    copies = {hash_: one["copies"] for hash_, one in documents_of(out).items()}
     flagged = {}
     for name in ("base", "leaked"):
         items = pd.read_parquet(out / f"audit-{name}" / "items.parquet")
         flagged[name] = set(items.doc_hash[items.label != "clean"])
     planted = {one for one, n in copies.items() if n}
     report = json.loads((out / "report.json").read_text())
-    scores = pd.read_parquet(out / "leaked.parquet")
-    by_copies = scores.assign(copies=scores.doc_hash.map(copies)).groupby("copies").score.mean()
+    accuracy = {
+        name: pd.read_parquet(out / f"{name}.parquet").groupby("copies").score.mean() for name in ("base", "leaked")
+    }
     overall = report["comparison"]["overall"]
     noise = report["comparison"]["noise"]
     return {
         "flagged_exactly_the_planted": flagged["leaked"] == planted,
         "flagged_in_base": len(flagged["base"]),
-        "accuracy_by_copies": {int(n): round(score, 3) for n, score in by_copies.items()},
+        "accuracy_by_copies": {
+            name: {int(n): round(float(score), 3) for n, score in of.items()} for name, of in accuracy.items()
+        },
         "difference": {
             name: [round(one["difference"][part], 4) for part in ("estimate", "low", "high")]
             for name, one in overall.items()
         },
         "verdicts": {name: one["decision"]["verdict"] for name, one in overall.items()},
+        "report_s_verdict": report["claims"][0]["title"],
         "headline": report["headline"],
         "seed_sd": noise and [one and one["standard_deviation"] for one in (noise["seed_sd_a"], noise["seed_sd_b"])],
     }
 
 
-def check(result: dict[str, Any], *, seeds: int) -> None:
+def check(result: dict[str, Any]) -> None:
     """Hold what came out against the truth."""
     assert result["flagged_exactly_the_planted"], "the audit flags other items than the planted ones"
     assert result["flagged_in_base"] == 0, "the audit flags items of the corpus without any"
-    by = result["accuracy_by_copies"]
-    assert by[0] < 0.36, f"items that were never seen are answered: {by}"
-    assert by[0] + 0.3 < by[64] and by[1] < by[16] < by[64] + 0.05, f"the gain does not grow with the copies: {by}"
+    base, leaked = result["accuracy_by_copies"]["base"], result["accuracy_by_copies"]["leaked"]
+    assert all(score < 0.36 for score in (*base.values(), leaked[0])), f"unseen items are answered: {base}, {leaked}"
+    assert leaked[0] < leaked[4] < leaked[16] - 0.1 < leaked[64] - 0.15, f"no gain by copies: {leaked}"
+    assert leaked[64] > 0.9, f"what was read 64 times is not known: {leaked}"
+    low, high = result["difference"]["all"][1:]
     assert result["verdicts"]["all"] == "better", "on all items the leaked model does not look better"
+    assert low > 0, "on all items the interval is not clear"
+    low, high = result["difference"]["clean"][1:]
+    assert low < 0 < high, "on the clean items a difference is left"
     assert result["verdicts"]["clean"] != "better", "on clean items the leaked model is better"
+    assert all(one and one > 0 for one in result["seed_sd"]), "the seeds' spread is not measured"
+    assert "explained by contamination" in result["report_s_verdict"], result["report_s_verdict"]
     assert result["headline"].startswith("The gain is explained by contamination"), result["headline"]
-    if seeds > 1:
-        assert all(result["seed_sd"]), "the seeds' spread is not measured"
 
 
 def main() -> None:
     """Parse the options, do the study, check it, print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--short", action="store_true", help="one seed each, two checkpoints")
+    parser.add_argument("--short", action="store_true", help="two checkpoints in place of four")
     options = parser.parse_args()
-    seeds, n_checkpoints = ([1], 2) if options.short else ([1, 2, 3], 4)
-    result = study(options.out, seeds=seeds, n_checkpoints=n_checkpoints)
+    result = study(options.out, n_checkpoints=2 if options.short else 4)
     print(json.dumps(result, indent=2))
-    check(result, seeds=len(seeds))
+    check(result)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ VERBATIM = ITEMS.items[0]
 
 @pytest.fixture
 def corpus(tmp_path):
-    # Row 12 alone holds item 2, with a word replaced and one inserted; row 0 holds item 0 as it is.
-    rows = [row if number in (0, 12) else {"id": f"x{number}", "text": "no item"} for number, row in
-            enumerate(documents(ITEMS)[:20])]  # fmt: skip
+    # Row 12 alone holds item 2, with a word replaced and one inserted; row 0, which has no id, holds item 0 as it is.
+    rows = [{"text": "no item"} for _ in range(20)]
+    planted = documents(ITEMS)
+    rows[0], rows[12] = {"text": planted[0]["text"]}, planted[12]
     return write_lines(tmp_path / "corpus.jsonl", rows)
 
 
