@@ -1161,6 +1161,7 @@ def report(
     judge: Annotated[
         Path | None, typer.Option(help="What `evalkit judge --out` wrote, or a table of verdicts.")
     ] = None,
+    judge_labels: Annotated[Path | None, typer.Option(help="Human labels of some of the judge's pairs.")] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with the runs of a training run's checkpoints: scores over steps.")
     ] = None,
@@ -1184,6 +1185,7 @@ def report(
         *(others or ()),
         audit=audit,
         judge=judge,
+        judge_labels=judge_labels,
         checkpoints=checkpoints,
         rule=rule,
         metric=metric,

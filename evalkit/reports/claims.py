@@ -324,17 +324,28 @@ def slices_claim(comparison: Comparison) -> Claim | None:
             *("" if p is None else p_text(p) for p in (one.p_value, one.adjusted)),
             "" if one.shrunken is None else _with_interval(one.shrunken),
         )
-        for one in comparison.slices.slices
+        for one in sorted(comparison.slices.slices, key=lambda one: _numbers_first(one.name))
     ]
     columns = (comparison.slices_by or "slice", "n", "B − A, points", "interval", "p", "q", "drawn to all slices")
     return Claim("slices", f"By {comparison.slices_by}", (comparison.slices.explain(),), (Table(columns, tuple(rows)),))
 
 
-def judge_claim(judge: Any) -> Claim:
+def _numbers_first(name: str) -> tuple[bool, float, str]:
+    """Sorts numbers by size, before other names."""
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
+
+
+def judge_claim(judge: Any, comparison: Comparison) -> Claim:
     """What judges say of the models, and what is to be said of the judges; `judge` is `evalkit.judges.audit.Audit`."""
     if judge is None:
         return Claim("judge", "Judge", ("No judge was given.",))
     said, position, results = [], [], []
+    compared = {comparison.name_a, comparison.name_b}
+    if not any({result.model_a, result.model_b} == compared for one in judge.judges for result in one.results):
+        said.append("No judge has compared the models of this report by these names: see the pairs below.")
     for one in judge.judges:
         bias = one.position
         position.append(
@@ -343,6 +354,7 @@ def judge_claim(judge: Any) -> Claim:
                 f"{bias.n_both:,}",
                 *(f"{count:,}" for count in (bias.first_twice, bias.second_twice, bias.tie_once, bias.consistent)),
                 *(_share(part) for part in (bias.conflict, bias.noise, bias.excess)),
+                "" if bias.excess_p is None else p_text(bias.excess_p),
                 "" if bias.bias is None else _with_interval(bias.bias),
                 bias.sign,
             )
@@ -375,7 +387,7 @@ def judge_claim(judge: Any) -> Claim:
             Table(
                 (
                     *("judge", "pairs", "first twice", "second twice", "tie once", "consistent", "conflict", "noise"),
-                    *("excess", "the first leads by, points", "sign"),
+                    *("excess", "its p", "the first leads by, points", "sign"),
                 ),
                 tuple(position),
                 caption="Both orders",

@@ -66,7 +66,7 @@ def _load(report: Report) -> str:
     return "\n".join([*lines, f"report = evalkit.report(*runs{arguments})", "print(report)"])
 
 
-_PATHS: Final = frozenset({"audit", "judge", "checkpoints"})
+_PATHS: Final = frozenset({"audit", "judge", "judge_labels", "checkpoints"})
 
 
 def _absolute(place: Any) -> str:

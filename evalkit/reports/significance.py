@@ -40,6 +40,7 @@ def report(
     *others: Path | str | Run,
     audit: Path | str | None = None,
     judge: Path | str | None = None,
+    judge_labels: Path | str | None = None,
     checkpoints: Path | str | None = None,
     **options: Any,
 ) -> Report:
@@ -55,6 +56,8 @@ def report(
         An audit directory.
     judge
         What `evalkit judge` wrote: a directory with `verdicts.parquet`, or such a table.
+    judge_labels
+        Human labels of some of its pairs, as `evalkit judge --labels` takes them.
     checkpoints
         A folder with the runs of a training run's checkpoints, as `evalkit trend` takes it.
     options
@@ -65,7 +68,9 @@ def report(
     CompareError, InputError, SpecError, TableError
         As `compare`, `standings_of` and `trend` do.
     """
-    return with_evidence(run_a, run_b, *others, audit=audit, judge=judge, checkpoints=checkpoints, **options)[0]
+    return with_evidence(
+        run_a, run_b, *others, audit=audit, judge=judge, judge_labels=judge_labels, checkpoints=checkpoints, **options
+    )[0]
 
 
 def with_evidence(
@@ -74,6 +79,7 @@ def with_evidence(
     *others: Path | str | Run,
     audit: Path | str | None = None,
     judge: Path | str | None = None,
+    judge_labels: Path | str | None = None,
     checkpoints: Path | str | None = None,
     **options: Any,
 ) -> tuple[Report, Callable[[], Evidence]]:
@@ -83,15 +89,19 @@ def with_evidence(
     runs = [load_run(one, columns) for one in places]
     audit_path = None if audit is None else Path(audit)
     comparison = compare(runs[0], runs[1], audit=audit_path, **options)
+    if judge_labels is not None and judge is None:
+        raise SpecError("there are labels, but no verdicts", where="--judge-labels", do="Give --judge, too")
     verdicts = None if judge is None else read_verdicts(Path(judge))
+    judged = None if verdicts is None else _judge_audit(verdicts, judge_labels and Path(judge_labels))
     ranks = standings_of(runs, metric=options.get("metric")) if others else None
     followed = None if checkpoints is None else trend(Path(checkpoints), metric=options.get("metric"))
-    given = {"audit": audit, "judge": judge, "checkpoints": checkpoints, **options}
+    given = {"audit": audit, "judge": judge, "judge_labels": judge_labels, "checkpoints": checkpoints, **options}
     usual = (None, False, ("confidence_level", 0.95))
     made_by = {name: value for name, value in given.items() if value not in usual and (name, value) not in usual}
     made = assemble(
         comparison,
         verdicts=verdicts,
+        judged=judged,
         ranks=ranks,
         followed=followed,
         places=[str(one.directory) for one in runs],
@@ -104,13 +114,13 @@ def assemble(
     comparison: Comparison,
     *,
     verdicts: pa.Table | None = None,
+    judged: Any = None,
     ranks: Standings | None = None,
     followed: Any = None,
     places: Sequence[str] = ("A", "B"),
     made_by: Mapping[str, Any] | None = None,
 ) -> Report:
     """Put the claims together in their order."""
-    judged = None if verdicts is None else _judge_audit(verdicts)
     drawings: dict[str, Callable[[], Figure]] = {"forest": partial(forest_plot, comparison)}
     if comparison.items:
         drawings["discordance"] = partial(discordance_bars, comparison)
@@ -132,7 +142,7 @@ def assemble(
         claims.tasks_claim(comparison),
         claims.seeds_claim(comparison),
         claims.contamination_claim(comparison),
-        claims.judge_claim(judged),
+        claims.judge_claim(judged, comparison),
         claims.slices_claim(comparison),
         claims.standings_claim(ranks) if ranks is not None else None,
         claims.trend_claim(followed) if followed is not None else None,
@@ -187,13 +197,14 @@ def read_verdicts(place: Path) -> pa.Table:
     return tables.read(path, tables.VERDICTS)
 
 
-def _judge_audit(verdicts: pa.Table) -> Any:
+def _judge_audit(verdicts: pa.Table, labels: Path | None) -> Any:
     """Audit the judges; loaded by name, so that the report works where the judges are not installed."""
     try:
-        module = importlib.import_module("evalkit.judges.audit")
+        audit = importlib.import_module("evalkit.judges.audit").audit
+        read_labels = importlib.import_module("evalkit.judges.verdicts").read_labels
     except ModuleNotFoundError:
         raise SpecError("this evalkit has no judges", where="--judge", do="Leave it out, or update evalkit") from None
-    return module.audit(verdicts)
+    return audit(verdicts, labels=None if labels is None else read_labels(labels))
 
 
 def order_counts(verdicts: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
