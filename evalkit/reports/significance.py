@@ -92,7 +92,7 @@ def with_evidence(
     if judge_labels is not None and judge is None:
         raise SpecError("there are labels, but no verdicts", where="--judge-labels", do="Give --judge, too")
     verdicts = None if judge is None else read_verdicts(Path(judge))
-    judged = None if verdicts is None else _judge_audit(verdicts, judge_labels and Path(judge_labels))
+    judged = None if verdicts is None else _judge_audit(verdicts, None if judge_labels is None else Path(judge_labels))
     ranks = standings_of(runs, metric=options.get("metric")) if others else None
     followed = None if checkpoints is None else trend(Path(checkpoints), metric=options.get("metric"))
     given = {"audit": audit, "judge": judge, "judge_labels": judge_labels, "checkpoints": checkpoints, **options}
