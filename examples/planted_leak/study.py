@@ -341,7 +341,36 @@ def study(out: Path, *, n_checkpoints: int) -> dict[str, Any]:
                "--slices", "copies"]  # fmt: skip
     for suffix in ("html", "json"):
         evalkit("report", *tables, *options, "--checkpoints", out / "runs" / "leaked", "-o", out / f"report.{suffix}")
+    draw(out)
     return {**found(out), "seconds": round(time.monotonic() - begun)}
+
+
+def draw(out: Path) -> None:
+    """Draw the whole story: the difference on all items, on the clean ones, and by the number of copies."""
+    from evalkit.reports.figures import COLOUR, GREY, bare, drawing, to_svg
+
+    comparison = json.loads((out / "report.json").read_text())["comparison"]
+    rows = [("all 400 items", comparison["overall"]["all"]["difference"], COLOUR["all"], "s")]
+    by_copies = sorted(comparison["slices"]["slices"], key=lambda one: int(one["name"]))
+    for one in by_copies:
+        name = {"0": "never read: the clean items", "1": "read in one copy"}.get(
+            one["name"], f"read in {one['name']} copies"
+        )
+        rows.append((name, one["estimate"], COLOUR["clean"] if one["name"] == "0" else GREY, "o"))
+    with drawing() as new:
+        figure = new(figsize=(7.0, 2.5))
+        axes = figure.add_subplot()
+        for place, (_, one, colour, marker) in enumerate(rows):
+            axes.plot([100 * one["low"], 100 * one["high"]], [place, place], color=colour, linewidth=2.2)
+            face = "white" if marker == "o" else colour
+            axes.plot([100 * one["estimate"]], [place], marker, color=colour, markerfacecolor=face)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("leaked model minus the other, percentage points, 95% intervals")
+        axes.tick_params(axis="y", length=0)
+        bare(axes, "left")
+        (out / "planted-leak.svg").write_text(to_svg(figure, transparent=False))
 
 
 def found(out: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import os
@@ -72,6 +73,23 @@ def test_each_figure_is_made_by_a_public_call_of_two_or_three_lines(made, tmp_pa
     sources = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(len([line for line in source.splitlines() if line]) <= 5 for source in sources)
     assert not any("._" in source or "import _" in source for source in sources)
+
+
+def test_no_name_is_defined_by_two_cells_so_that_marimo_runs_it_too(made, tmp_path):
+    report, _ = made
+    write_report(report, tmp_path / "report.ipynb")
+    notebook = json.loads((tmp_path / "report.ipynb").read_text())
+    seen = set()
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        nodes = list(ast.walk(ast.parse(cell["source"])))
+        names = {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+        names |= {one.asname or one.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
+                  for one in node.names}  # fmt: skip
+        assert seen.isdisjoint(names)
+        seen |= names
+    assert {"evalkit", "runs", "report"} <= seen
 
 
 def test_the_formats_hold_the_same_claims_in_the_issue_s_order(made):
