@@ -216,7 +216,6 @@ _SHEET: Final = re.compile(r"<style\b.*?</style>", re.DOTALL)
 _FONT: Final = re.compile(r"(?:(italic|oblique) )?(?:(bold|\d+) )?([\d.]+)px (.+)")
 _OWN_ID: Final = re.compile(r'((?: id="|url\(#|xlink:href="#))')
 _BLACK: Final = re.compile(r'(fill|stroke)="(?:#000000|black)"')
-_UNFILLED_TEXT: Final = re.compile(r"<text(?![^>]*\bfill=)")
 
 
 def inline_svg(figure: Figure, name: str) -> str:
@@ -227,11 +226,10 @@ def inline_svg(figure: Figure, name: str) -> str:
     """
     text = _SHEET.sub("", to_svg(figure))
     text = _STYLED.sub(lambda found: "".join(_attributes(found[1])), text)
-    # What matplotlib's sheet says of all elements, said once: it is inherited.
-    text = text.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
+    # What matplotlib's sheet says of all elements, said once: it is inherited. So is the colour of what it leaves black.
+    text = text.replace("<svg ", '<svg fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" ', 1)
     text = re.sub(r'(fill|stroke)="#ffffff"', r'class="paper-\1" \1="#ffffff"', text)
     text = _BLACK.sub(r'\1="currentColor"', text)
-    text = _UNFILLED_TEXT.sub('<text fill="currentColor"', text)
     return _OWN_ID.sub(lambda found: f"{found[1]}{name}-", text)
 
 

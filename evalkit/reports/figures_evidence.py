@@ -305,7 +305,7 @@ def order_mosaic(counts: npt.ArrayLike, *, judge: str = "") -> Figure:
                 if width * height > 90:
                     axes.text(
                         left + width / 2, bottom + height / 2, f"{table[row, column]:.0f}",
-                        ha="center", va="center", fontsize=8,
+                        ha="center", va="center", fontsize=8, color="white" if row == column != 1 else "black",
                     )  # fmt: skip
                 bottom += height
             if width > 4:

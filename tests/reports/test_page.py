@@ -222,6 +222,7 @@ def test_a_figure_on_the_page_has_no_style_and_the_page_s_own_colours(comparison
     assert "#000000" not in svg
     assert 'id="forest-' in svg
     assert not re.search(r'(url\(#|href="#)(?!forest-)', svg)
+    assert elements[0].attrib["fill"] == "currentColor"  # of all that matplotlib leaves black
     fonts = {one.attrib.get("font-size") for one in elements if one.tag.endswith("}text")}
     assert None not in fonts
 
