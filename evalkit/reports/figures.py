@@ -226,7 +226,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     """
     text = _SHEET.sub("", to_svg(figure))
     text = _STYLED.sub(lambda found: "".join(_attributes(found[1])), text)
-    # What matplotlib's sheet says of all elements, said once: it is inherited. So is the colour of what it leaves black.
+    # What matplotlib's sheet says of all elements, said once: it is inherited. So is the colour of what has none.
     text = text.replace("<svg ", '<svg fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" ', 1)
     text = re.sub(r'(fill|stroke)="#ffffff"', r'class="paper-\1" \1="#ffffff"', text)
     text = _BLACK.sub(r'\1="currentColor"', text)
