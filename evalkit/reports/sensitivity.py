@@ -188,13 +188,15 @@ def _is_clear(tasks: Mapping[str, tuple[Sequence[ItemPair], float]], sign: float
     for items, turn in tasks.values():
         sides = [item.score_a for item in items], [item.score_b for item in items]
         first, second = sides if sign * turn > 0 else sides[::-1]
+        # A mean over tasks takes their errors only; to widen the intervals of graded scores by resampling is in vain.
+        graded = len(tasks) > 1 and not {*first, *second} <= {0.0, 1.0}
         found.append(
             paired_difference(
                 first,
                 second,
                 cluster=_clusters(items),
                 confidence_level=comparison.decision_rule.confidence_level,
-                method="auto",
+                method="t" if graded else "auto",
             )
         )
     if not found:
