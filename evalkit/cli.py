@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from evalkit.errors import EvalkitError
+from evalkit.stats.margins import parse_margin
 from evalkit.terminal import safe
 
 if TYPE_CHECKING:
@@ -237,7 +238,11 @@ def run(
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="Smallest difference that matters (0.01: one point), declared before the scores are seen."),
+        typer.Option(
+            parser=parse_margin,
+            metavar="M",
+            help="Smallest difference that matters (1pp or 0.01: one point), declared before the scores are seen.",
+        ),
     ] = None,
     health: Annotated[
         str | None,
@@ -1065,7 +1070,11 @@ MetricOption = Annotated[str | None, typer.Option(help="Metric, or metric,filter
 LevelOption = Annotated[float, typer.Option(help="Level of the intervals.")]
 MarginOption = Annotated[
     float | None,
-    typer.Option(help="Smallest difference that matters (0.01: one point); default: the one in the runs' specs."),
+    typer.Option(
+        parser=parse_margin,
+        metavar="M",
+        help="Smallest difference that matters (1pp or 0.01: one point); default: the one in the runs' specs.",
+    ),
 ]
 SlicesOption = Annotated[str | None, typer.Option(help="Also compare by the values of this column of the documents.")]
 ClusterOption = Annotated[
@@ -1087,7 +1096,7 @@ PromptsOption = Annotated[
 
 @app.command(
     epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3  By subject, with a margin of half "
-    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.005  Of others' results: evalkit compare "
+    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.5pp  Of others' results: evalkit compare "
     "results/llama logs/2026-01_gsm8k.eval"
 )
 def compare(
@@ -1146,7 +1155,7 @@ def compare(
 
 
 @app.command(
-    epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 --margin 0.01 -o report.html"
+    epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 --margin 1pp -o report.html"
 )
 def report(
     run_a: RunA,
@@ -1213,7 +1222,7 @@ def gate(
         typer.Option(
             "--rule",
             help="'not worse by 1pp on TASK', 'better [by 1pp] on TASK', 'equivalent within 1pp on TASK'; TASK is a "
-            "name, a glob, 'overall', or one of these after 'clean'.",
+            "name, a glob, 'overall', or one of these after 'clean'; without 'on TASK' it is of 'overall'.",
         ),
     ],
     audit: AuditOption = None,
@@ -1222,6 +1231,13 @@ def gate(
     confidence_level: LevelOption = 0.95,
     columns: ColumnsOption = None,
     allow_different_prompts: PromptsOption = False,
+    allow_suspect: Annotated[
+        bool, typer.Option("--allow-suspect", help="Believe runs that their health check found suspect.")
+    ] = False,
+    allow_dropped: Annotated[
+        bool,
+        typer.Option("--allow-dropped", help="Go by what both runs have scored; else the rest counts at its worst."),
+    ] = False,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML here.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write a Markdown summary for a pull request here.")] = None,
     as_json: JsonOption = False,
@@ -1229,25 +1245,29 @@ def gate(
     """Hold B against rules, for CI. Exit code 0: all are met; 1: one is broken; 3: one is not shown either way.
 
     A rule is met when the interval shows it, broken when the interval shows the opposite, and else not shown: then more
-    items are needed.
+    items are needed. Suspect runs, and tasks that were not compared, show nothing.
     """
-    from evalkit.reports.gate import check_rules, parse_rule, render_gate, write_junit
-
-    parsed = [parse_rule(rule) for rule in rules]
     from evalkit.files import write_text
     from evalkit.reports.comparison import compare as join
+    from evalkit.reports.gate import check_rules, parse_rule, render_gate, write_junit
+    from evalkit.reports.inputs import load_run
 
+    parsed = [parse_rule(rule) for rule in rules]
+    names = _columns(columns)
+    baseline = load_run(run_a, names)
     comparison = join(
-        run_a,
+        baseline,
         run_b,
         audit=audit,
         rule=audit_rule,
         metric=metric,
         confidence_level=confidence_level,
-        columns=_columns(columns),
+        columns=names,
         allow_different_prompts=allow_different_prompts,
     )
-    result = check_rules(comparison, parsed)
+    result = check_rules(
+        comparison, parsed, tasks=baseline.tasks, allow_suspect=allow_suspect, allow_dropped=allow_dropped
+    )
     if junit:
         write_junit(result, junit)
     if summary:
@@ -1309,7 +1329,8 @@ def power(
     target_power: Annotated[float, typer.Option("--power", help="Chance of finding the effect.")] = 0.8,
     alpha: Annotated[float, typer.Option(help="Size of the two-sided test.")] = 0.05,
     margin: Annotated[
-        float | None, typer.Option(help="Also say how many items show equivalence within this margin.")
+        float | None,
+        typer.Option(parser=parse_margin, metavar="M", help="Also say how many items show equivalence within this."),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw power over items: .svg or .png.")] = None,
     as_json: JsonOption = False,

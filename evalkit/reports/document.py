@@ -6,9 +6,10 @@ What a page, a notebook or a Markdown file shows are the same strings, so its nu
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from evalkit.errors import SpecError
 from evalkit.files import to_json
@@ -204,11 +205,14 @@ class Report:
         return f"<h2>{html.escape(self.title)}</h2>" + "".join(claim._repr_html_() for claim in self.claims)
 
 
-_MARKDOWN = str.maketrans(
-    {character: f"\\{character}" for character in "\\`*_{}[]#|~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
+_MARKDOWN: Final = str.maketrans(
+    {character: f"\\{character}" for character in "\\`*_{}[]#|~$"}
+    | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
 )
+# GitHub makes links of bare addresses, mentions and numbers of issues; an empty comment keeps it from that.
+_LINKS: Final = re.compile(r"@(?=\w)|#(?=\d)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
 
 
 def markdown_text(text: str) -> str:
-    """Escape what Markdown, or the HTML inside it, would obey; on one line."""
-    return text.translate(_MARKDOWN) if text.strip(":-") else text
+    """Escape what Markdown, GitHub's extensions, or the HTML inside it, would obey; on one line."""
+    return _LINKS.sub(r"\g<0><!-- -->", text.translate(_MARKDOWN)) if text.strip(":-") else text

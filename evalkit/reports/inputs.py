@@ -15,6 +15,7 @@ import numpy as np
 from evalkit import tables
 from evalkit.corpora.shards import AGAINST_RECORD, AUDIT_RECORD
 from evalkit.errors import CompareError, EvalkitError
+from evalkit.terminal import safe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,8 @@ class Run:
     Attributes
     ----------
     directory, name
-        Where it is, and what its model is called.
+        Where it is, and what its model is called. Control and formatting characters in names of models and tasks are
+        written out here, once for all that show them.
     samples
         The samples table.
     record
@@ -43,6 +45,16 @@ class Run:
     samples: pd.DataFrame
     record: Mapping[str, Any]
     documents_kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        changed = {one: _shown_name(one) for one in self.samples.task.unique() if _shown_name(one) != one}
+        if changed:
+            record, kept = dict(self.record), self.documents_kept
+            record["tasks"] = {changed.get(name, name): task for name, task in self.record.get("tasks", {}).items()}
+            object.__setattr__(self, "samples", self.samples.assign(task=self.samples.task.replace(changed)))
+            object.__setattr__(self, "record", record)
+            object.__setattr__(self, "documents_kept", {changed.get(name, name): of for name, of in kept.items()})
+        object.__setattr__(self, "name", _shown_name(self.name))
 
     @cached_property
     def _by_task(self) -> dict[str, pd.DataFrame]:
@@ -239,6 +251,10 @@ class Run:
         return listed
 
 
+def _shown_name(name: Any) -> str:
+    return safe(str(name)).replace("\n", "<U+000A>").replace("\t", "<U+0009>")
+
+
 def _has_score(rows: pd.DataFrame) -> pd.Series[bool]:
     """Tell the answers with a score; one with an error has none, whatever the table says."""
     return rows.score.notna() & rows.error.isna()
@@ -408,7 +424,7 @@ def load_audit(directory: Path, rule: str | None) -> Audit:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a record; a missing one is empty.
+    """Read a record; a missing one is empty. Lone surrogates, which no file can hold, become question marks.
 
     Raises
     ------
@@ -417,9 +433,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CompareError(f"the record cannot be read ({error})", where=str(path), do="Restore it") from None
     if not isinstance(record, dict):
         raise CompareError("the record is no JSON object", where=str(path), do="Restore it")

@@ -7,11 +7,9 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import evalkit
-from evalkit.files import write_text
 from evalkit.reports.document import Report
 from evalkit.reports.explorer import Evidence, pack
 from evalkit.reports.figures import inline_svg
@@ -19,11 +17,6 @@ from evalkit.resources import resource_dir
 
 MAX_TEXT: Final = 600
 """Characters of one text outside the explorer."""
-
-
-def write_page(report: Report, path: Path, known: Evidence | None = None) -> None:
-    """Write the page, whole or not at all."""
-    write_text(path, render_page(report, known))
 
 
 def render_page(report: Report, known: Evidence | None = None) -> str:
@@ -88,7 +81,7 @@ def visible(text: str | None, limit: int = MAX_TEXT) -> str:
     """Make foreign text fit to show: cut to `limit` characters, control characters as symbols.
 
     Direction overrides and other invisible characters, which could make a page read otherwise than it is, are shown by
-    their number; lone surrogates, which no file can hold, too.
+    their number; lone surrogates, which no file can hold, and noncharacters, which no XML can, too.
     """
     if text is None:
         return ""
@@ -97,7 +90,8 @@ def visible(text: str | None, limit: int = MAX_TEXT) -> str:
 
 
 def _visible_character(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co"):
-        return character
     code = ord(character)
+    is_character = code & 0xFFFE != 0xFFFE and not 0xFDD0 <= code <= 0xFDEF
+    if character in "\n\t" or (is_character and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")):
+        return character
     return chr(0x2400 + code) if code < 0x20 else f"\u27e8U+{code:04X}\u27e9"
