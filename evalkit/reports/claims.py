@@ -10,9 +10,20 @@ import numpy as np
 
 import evalkit
 from evalkit.reports.comparison import BETTER, OVERALL, WORSE, Comparison, p_text, points
-from evalkit.reports.differences import BOTH, SEED, Noise, SubsetResult
+from evalkit.reports.differences import BOTH, MAX_T, SEED, Noise, SubsetResult
 from evalkit.reports.document import Claim, Table
-from evalkit.reports.sensitivity import EXPLAINED, UNCONFIRMED, contamination, tipping_point, worst_cases
+from evalkit.reports.sensitivity import (
+    EXPLAINED,
+    LOSS_EXPLAINED,
+    LOSS_PARTLY,
+    PARTLY,
+    UNCONFIRMED,
+    Contamination,
+    contamination,
+    sources,
+    tipping_point,
+    worst_cases,
+)
 from evalkit.reports.terminal import notes
 from evalkit.runs.health import sentences
 from evalkit.stats.clusters import design_effect
@@ -21,6 +32,8 @@ from evalkit.stats.results import Estimate
 from evalkit.stats.standings import Standings
 
 SUBSET_NAMES: Final = {"all": "all items", "clean": "clean items", "flagged": "flagged items"}
+
+_IN_HEADLINE: Final = (EXPLAINED, PARTLY, LOSS_EXPLAINED, LOSS_PARTLY, UNCONFIRMED)
 
 _HASHED: Final = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "commit", "dtype")
 
@@ -31,17 +44,27 @@ def verdict_of(comparison: Comparison) -> tuple[str, str]:
     word = comparison.overall[subset].verdict
     headline = comparison.headline()
     found = contamination(comparison)
-    if found is not None and found.finding in (EXPLAINED, UNCONFIRMED):
+    if found is not None and found.finding in _IN_HEADLINE:
         what = found.finding[0].upper() + found.finding[1:]
         seen = "" if found.interaction is None else f" (flagged less clean: {_with_interval(found.interaction)} points)"
-        headline = f"{what}{seen}. {headline}"
+        headline = f"{what}{seen}{_from_flagged(found)}. {headline}"
     return word, headline
+
+
+def _from_flagged(found: Contamination) -> str:
+    """How much of the difference comes from the flagged items, where that is a part of it."""
+    if found.finding not in (PARTLY, LOSS_PARTLY) or found.whole is None or found.left is None:
+        return ""
+    whole, part = found.whole, found.whole - found.left
+    return f": {_points(part)} of its {_points(whole)} points come from flagged items"
 
 
 def strip_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     """What the comparison rests on, in a line."""
     result = comparison.overall["all"]
-    clusters = {item.cluster for item in comparison.items if item.cluster is not None}
+    # Equal names in two tasks are two sources, unless the tasks share items.
+    shared = len({item.doc_hash for item in comparison.items}) < len(comparison.items)
+    clusters = {(shared or item.task, item.cluster) for item in comparison.items if item.cluster is not None}
     noises = [task.noise for task in comparison.tasks if task.noise]
     seeds = sorted({(one.n_seeds_a, one.n_seeds_b) for one in noises}) or [(1, 1)]
     answers = max((one.n_answers for one in noises), default=1)
@@ -64,15 +87,15 @@ def verdict_claim(comparison: Comparison) -> Claim:
         (
             SUBSET_NAMES[name],
             result.verdict,
-            points(result.difference.estimate),
-            _interval(result.difference),
+            points(result.decision.estimate.estimate),
+            _interval(result.decision.estimate),
             _points(result.decision.smallest_detectable),
         )
         for name, result in comparison.overall.items()
     ]
     subset = "clean" if "clean" in comparison.overall else "all"
     title = f"B is {word} on {SUBSET_NAMES[subset]}" if word in (BETTER, WORSE) else f"{word} on {SUBSET_NAMES[subset]}"
-    if found is not None and found.finding == EXPLAINED:
+    if found is not None and found.finding in _IN_HEADLINE and found.finding != UNCONFIRMED:
         title = f"{found.finding}; {title}"
     return Claim(
         "verdict",
@@ -108,8 +131,10 @@ def suite_claim(comparison: Comparison) -> Claim:
 def tasks_claim(comparison: Comparison) -> Claim:
     """Each benchmark: scores, difference, interval, p, discordant items, units, and what could have been found."""
     several = len(comparison.tasks) > 1
+    adjusted = "max-T" if any(MAX_T in warning for warning in comparison.warnings) else "Holm"
     columns = (
-        *("task", "items", "A", "B", "B − A", "interval", *(("p Holm",) if several else ("p",))),
+        *("task", "items", "A", "B", "B − A"),
+        *(("interval (all tasks at once)", f"p ({adjusted})") if several else ("interval", "p")),
         *("A : B", "n", "clusters", "design effect", "r", "smallest detectable", "B is"),
     )
     by_task: dict[str, list[Any]] = {}
@@ -133,6 +158,12 @@ def tasks_claim(comparison: Comparison) -> Claim:
         "A : B counts the items on which only one is right (or is higher); the rest say nothing about the difference. "
         "r is the correlation of both models' scores over items: the higher, the more pairing has gained."
     )
+    if several:
+        level = comparison.tasks[0].subsets["all"].decision.estimate.confidence_level
+        said.append(
+            f"Each task's interval has a level of {100 * level:.4g}%, so that all of them hold at once; the mean of the "
+            "tasks is one question more, and neither its interval nor its p is adjusted."
+        )
     figures = {
         "forest": "Differences of each task with intervals; hollow markers are clean items, the band is the margin.",
         "discordance": "Items that only A or only B gets right, by task.",
@@ -147,7 +178,7 @@ def _task_row(name: str, result: SubsetResult, items: Sequence[Any], *, several:
     p = result.p_adjusted if several and name != OVERALL else test.p_value if test else None
     a, b = (np.array([getattr(item, side) for item in items]) for side in ("score_a", "score_b"))
     discordant = f"{int((a > b).sum())} : {int((b > a).sum())}" if len(items) else ""
-    clusters = [item.cluster or item.doc_hash for item in items] if any(item.cluster for item in items) else None
+    clusters = sources(items)
     effect = design_effect(b - a, clusters) if clusters and len(set(clusters)) > 1 and (b - a).any() else None
     r = np.corrcoef(a, b)[0, 1] if len(items) > 1 and a.std() > 0 and b.std() > 0 else None
     return (
@@ -182,7 +213,7 @@ def _has_power(comparison: Comparison) -> bool:
 def seeds_claim(comparison: Comparison) -> Claim:
     """What seeds and repeats do, and what more of them would buy."""
     noises = {task.task: task.noise for task in comparison.tasks if task.noise}
-    if not any(max(one.n_seeds_a, one.n_seeds_b) > 1 for one in noises.values()):
+    if not any(map(_has_seeds, noises.values())):
         return Claim(
             "seeds",
             "Seeds",
@@ -203,13 +234,17 @@ def seeds_claim(comparison: Comparison) -> Claim:
         if wider is not None and wider.low is not None and wider.high is not None:
             holds = wider.low > 0 or wider.high < 0
             said.append(
-                f"With other seeds and other items, B − A would lie in {_interval(wider)}: "
-                + ("also then it is not zero." if holds else "it may then be zero.")
+                f"The interval of B − A that allows for other seeds and other items is {_interval(wider)}: "
+                f"it {'leaves out' if holds else 'holds'} zero."
             )
     for name, noise in noises.items():
         if noise.seed_sd_a is not None and noise.seed_sd_b is not None and len(noises) <= _MOST_TASKS_IN_WORDS:
             of_a, of_b = (_sd(one) for one in (noise.seed_sd_a, noise.seed_sd_b))
             said.append(f"{name}: over seeds, A's score varies with SD {of_a} and B's with {of_b} points.")
+    if unmatched := [name for name, noise in noises.items() if _has_seeds(noise) and not noise.components]:
+        said.append(
+            f"Shares of the variance are not known for {_listed(unmatched)}: the seeds of A and B are not the same."
+        )
     tables = [Table(("question", "B − A, points", "interval", "method"), tuple(rows))] if rows else []
     tables += _component_tables(noises)
     return Claim(
@@ -220,6 +255,10 @@ def seeds_claim(comparison: Comparison) -> Claim:
         {"seeds": "One dot for each seed; matched seeds of A and B are joined."},
         tuple(dict.fromkeys(warning for one in noises.values() for warning in one.warnings)),
     )
+
+
+def _has_seeds(noise: Noise) -> bool:
+    return max(noise.n_seeds_a, noise.n_seeds_b) > 1
 
 
 _MOST_TASKS_IN_WORDS: Final = 6
@@ -271,11 +310,13 @@ def contamination_claim(comparison: Comparison) -> Claim:
         return Claim("contamination", "Contamination", tuple(said))
     found = contamination(comparison)
     assert found is not None
-    said.append(f"By the rule {comparison.rule}, {found.finding}.")
+    said.append(f"By the rule {comparison.rule}, {found.finding}{_from_flagged(found)}.")
     if found.interaction is not None:
         what = "the flagged items move the difference" if _excludes_zero(found.interaction) else "this could be chance"
+        size = "larger" if found.interaction.estimate >= 0 else "smaller"
         said.append(
-            f"On flagged items, B − A is larger than on clean ones by {_with_interval(found.interaction)} points "
+            f"On flagged items, B − A is {size} than on clean ones: the one less the other is "
+            f"{_with_interval(found.interaction)} points "
             f"({_count(found.n_tasks, 'task')} with enough of both): {what}."
         )
     if tipping is not None:
@@ -285,8 +326,8 @@ def contamination_claim(comparison: Comparison) -> Claim:
             SUBSET_NAMES[name],
             f"{result.n_items:,}",
             *("" if score is None else f"{100 * score:.1f}" for score in (result.score_a, result.score_b)),
-            points(result.difference.estimate),
-            _interval(result.difference),
+            points(result.decision.estimate.estimate),
+            _interval(result.decision.estimate),
             result.verdict,
         )
         for name, result in comparison.overall.items()
@@ -306,7 +347,7 @@ def contamination_claim(comparison: Comparison) -> Claim:
             Table(("items", "n", "A", "B", "B − A, points", "interval", "B is"), tuple(rows)),
             Table(("task", "clean", "flagged", "not audited"), tuple(by_task), caption="Items of each task"),
         ),
-        {"leaks": "Every item as a stripe by what the audit says, above who is right on it."},
+        {"leaks": "Each task's flagged and clean items by who is right on them, in per cent of the items."},
         ("clean items are not a random sample of all items: the question is another one",),
     )
 
@@ -437,22 +478,30 @@ def standings_claim(standings: Standings) -> Claim:
 
 def trend_claim(trend: Any) -> Claim:
     """The score over training steps, and from which step on the gain is clear."""
-    said, rows = [], []
+    said, rows, none, single = [], [], [], []
     for task in trend.tasks:
         for line in task.lines:
             name = f"mean of {line.n_series}" if line.n_series > 1 else line.series or ""
+            whole = f"{task.task}{f', {name}' if name else ''}"
             if line.clear_from is not None:
                 said.append(
-                    f"{task.task}{f', {name}' if name else ''}: from step {line.clear_from:,} on, the score differs "
-                    "clearly from that of the first checkpoint, allowing for all steps."
+                    f"{whole}: from step {line.clear_from:,} on, the score differs clearly from that of the first "
+                    "checkpoint, allowing for all steps."
                 )
+            else:
+                (none if len(line.steps) > 1 else single).append(whole)
             for one in line.steps:
                 score = f"{100 * one.score.estimate:.1f}"
                 interval = "" if one.score.low is None else f"{100 * one.score.low:.1f} to {100 * one.score.high:.1f}"
                 rows.append((task.task, name, f"{one.step:,}", score, interval))
-    said = said or ["At no step does a score differ clearly from that of the first checkpoint."]
+    if none:
+        said.append(f"No difference from the first checkpoint is clear and lasts to the last step: {_listed(none)}.")
+    if single:
+        said.append(f"There is one checkpoint only, and nothing to compare it with: {_listed(single)}.")
     table = Table(("task", "series", "step", "score", "interval"), tuple(rows), n_text=2)
-    figures = {"trend": "Score over training steps with bands; the mark is where the gain becomes clear."}
+    figures = {
+        "trend": "Score over training steps with bands; the mark is where the difference from the first becomes clear."
+    }
     return Claim("trend", "Checkpoints", tuple(said), (table,), figures, tuple(trend.warnings))
 
 
@@ -489,8 +538,10 @@ def assumptions_claim(comparison: Comparison) -> Claim:
         f"{_family(comparison)} The decision rule's SHA-256 is {comparison.decision_rule.digest()}.",
     ]
     tables: tuple[Table, ...] = ()
-    if not cases:
-        said.append("No item was dropped.")
+    if not comparison.items:
+        said.append("The runs were taken as ones over different items: none had a partner, so none was dropped.")
+    elif not cases:
+        said.append("No item of the compared tasks was dropped.")
     else:
         n = sum(one.n_missing for one in cases)
         said.append(f"{_count(n, 'item')} of either run had no partner with a score and were dropped.")
@@ -499,13 +550,17 @@ def assumptions_claim(comparison: Comparison) -> Claim:
                 (one.task, f"{one.n_items:,}", f"{one.n_missing:,}", f"{points(one.low)} to {points(one.high)}")
                 for one in cases
             ]
-            columns = ("task", "compared", "dropped", "B − A in the worst and the best case, points")
-            tables = (
-                Table(columns, tuple(rows), caption="If the dropped items had had the worst scores for B, or the best"),
+            columns = ("task", "compared", "dropped", "lowest and highest B − A, points")
+            caption = (
+                "If the dropped items had had the scores, from 0 to 1, that make the difference smallest or largest"
             )
+            tables = (Table(columns, tuple(rows), caption=caption),)
             if result.verdict in (BETTER, WORSE) and len(comparison.tasks) == 1:
                 flips = cases[0].low <= 0 <= cases[0].high
-                said.append(f"In the worst case the difference {'could vanish' if flips else 'keeps its sign'}.")
+                said.append(
+                    f"At worst, the difference itself {'could vanish' if flips else 'would keep its sign'}; its interval "
+                    "is not computed for that case."
+                )
     return Claim("assumptions", "Assumptions and dropped items", tuple(said), tables, notes=tuple(notes(comparison)))
 
 
