@@ -102,13 +102,23 @@ class Evidence:
     notes: tuple[str, ...] = ()
 
 
-def evidence(comparison: Comparison, run: Run, audit: Path | None = None, verdicts: pa.Table | None = None) -> Evidence:
-    """Collect what the explorer shows beside the scores; what cannot be had is said in the notes."""
+def evidence(
+    comparison: Comparison,
+    run: Run,
+    audit: Path | None = None,
+    verdicts: pa.Table | None = None,
+    *,
+    inside: Path | None = None,
+) -> Evidence:
+    """Collect what the explorer shows beside the scores; what cannot be had is said in the notes.
+
+    With `inside`, a journal or corpus that a record names is read only if it is a file in that folder.
+    """
     notes: list[str] = []
     slices: Mapping[str, Mapping[str, Any]] = {}
     if comparison.slices_by is not None:
         slices = run.document_column(comparison.slices_by, [task.task for task in comparison.tasks])
-    asked, prompts = "Prompt", _prompts(run, notes)
+    asked, prompts = "Prompt", _prompts(run, notes, inside)
     if not prompts and run.documents_kept:
         asked, prompts = (
             "Item",
@@ -121,34 +131,42 @@ def evidence(comparison: Comparison, run: Run, audit: Path | None = None, verdic
     return Evidence(
         prompts=prompts,
         asked=asked,
-        leaks=_leaks(comparison, audit, notes) if audit is not None else {},
+        leaks=_leaks(comparison, audit, notes, inside) if audit is not None else {},
         words=_words(verdicts) if verdicts is not None else {},
         slices=slices,
         notes=tuple(notes),
     )
 
 
-def _prompts(run: Run, notes: list[str]) -> dict[tuple[str, str], str]:
+def is_inside(path: Any, folder: Path | None) -> bool:
+    """Whether a path, its links followed, is one of a file in a folder; None is every folder, and every address."""
+    return folder is None or (isinstance(path, Path) and path.resolve().is_relative_to(folder.resolve()))
+
+
+def _prompts(run: Run, notes: list[str], inside: Path | None) -> dict[tuple[str, str], str]:
     """What was asked under the first seed, from the run's journal."""
     import pyarrow.parquet as pq
 
     from evalkit.runs.journal import Journal
 
     requests = run.directory / "requests.parquet"
-    journal = Path(run.record.get("journal") or run.directory / "journal.sqlite")
-    if not requests.is_file() or not journal.is_file():
-        notes.append("the prompts are not with the run (no requests.parquet or no journal), so they are not shown")
+    journal = Path(str(run.record.get("journal") or run.directory / "journal.sqlite"))
+    try:
+        if not requests.is_file() or not journal.is_file():
+            notes.append("the prompts are not with the run (no requests.parquet or no journal), so they are not shown")
+            return {}
+        if not is_inside(journal, inside):
+            notes.append("the run's journal is not in this folder, so the prompts are not shown")
+            return {}
+        asked = pq.read_table(requests, columns=["task", "doc_id", "seed", "repeat", "place", "key"]).to_pandas()
+        asked = asked.sort_values(["seed", "repeat", "place"], kind="stable").drop_duplicates(["task", "doc_id"])
+        with Journal(journal, read_only=True) as stored:
+            entries = stored.entries(asked["key"])
+    except (EvalkitError, OSError, ValueError, TypeError, KeyError) as error:
+        notes.append(f"the prompts cannot be shown: {getattr(error, 'what', error)}")
         return {}
-    asked = pq.read_table(requests).to_pandas()
-    asked = asked.sort_values(["seed", "repeat", "place"], kind="stable").drop_duplicates(["task", "doc_id"])
     samples = run.samples.drop_duplicates(["task", "doc_id"])
     hash_of = dict(zip(zip(samples.task, samples.doc_id, strict=True), samples.doc_hash, strict=True))
-    try:
-        with Journal(journal) as stored:
-            entries = stored.entries(asked["key"])
-    except EvalkitError as error:
-        notes.append(f"the prompts cannot be shown: {error.what}")
-        return {}
     found = {}
     for row in asked.itertuples(index=False):
         doc_hash = hash_of.get((row.task, row.doc_id))
@@ -157,15 +175,17 @@ def _prompts(run: Run, notes: list[str]) -> dict[tuple[str, str], str]:
     return found
 
 
-def _shown(request: Mapping[str, Any]) -> str:
-    """The text of a request: the conversation's messages, or the context."""
-    if request.get("messages"):
+def _shown(request: Any) -> str:
+    """The text of a request: the conversation's messages, or the context; of what is none, all of it."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        if not request.get("messages"):
+            return str(request.get("context", "")).strip()
         messages = json.loads(request["messages"])
         return "\n\n".join(f"[{one.get('role', '')}]\n{one.get('content', '')}" for one in messages)
-    return str(request.get("context", "")).strip()
+    return json.dumps(request)
 
 
-def _leaks(comparison: Comparison, directory: Path, notes: list[str]) -> dict[str, Leak]:
+def _leaks(comparison: Comparison, directory: Path, notes: list[str], inside: Path | None) -> dict[str, Leak]:
     """The document with each flagged item's longest match, read from the corpus if it is still there."""
     from evalkit.contamination.record import open_audit
 
@@ -173,18 +193,21 @@ def _leaks(comparison: Comparison, directory: Path, notes: list[str]) -> dict[st
     try:
         audit = open_audit(directory)
         matches, texts = audit.read(tables.MATCHES), audit.texts
-    except EvalkitError as error:
-        notes.append(f"the training text is not shown: {error.what}")
+    except (EvalkitError, KeyError, TypeError) as error:
+        notes.append(f"the training text is not shown: {getattr(error, 'what', 'the record is damaged')}")
         return {}
     places = matches.select([*_PAIR, "n_tokens"]).to_pandas()
-    places = places[places.doc_hash.isin(flagged)]
+    places = places[places.doc_hash.isin(flagged) & (places.n_tokens > 0)]  # nothing fits every document
     best = places.sort_values("n_tokens", ascending=False, kind="stable").drop_duplicates("doc_hash")
     if n := len(flagged) - len(best):
         notes.append(f"no place in a training text is recorded for {n:,} of {len(flagged):,} flagged items")
     if len(best) > MAX_LEAKS:
         notes.append(f"the training text is shown of the {MAX_LEAKS:,} longest matches of {len(best):,}")
         best = best.head(MAX_LEAKS)
-    documents = _documents(audit, best)
+    allowed = {name for name, file in audit.files.items() if is_inside(file.shard.path, inside)}
+    if n := len((audit.files.keys() & set(best.file)) - allowed):
+        notes.append(f"{n:,} files of the corpus are not in this folder, so their text is not shown")
+    documents = _documents(audit, best[best.file.isin(allowed)])
     found: dict[str, Leak] = {}
     lost: Counter[str] = Counter()
     of_pairs = places.reset_index().merge(best[_PAIR], on=_PAIR).groupby(_PAIR, sort=True)["index"]
@@ -211,8 +234,6 @@ def _documents(audit: AuditDirectory, places: pd.DataFrame) -> dict[tuple[str, i
 
     found: dict[tuple[str, int], Document] = {}
     for name, rows in places.groupby("file", sort=True):
-        if name not in audit.files:
-            continue
         shard, wanted = audit.files[str(name)].shard, set(map(int, rows.row))
         with contextlib.suppress(EvalkitError, OSError):
             for one in read_rows(shard, wanted, text_column=audit.text_column, id_column=audit.id_column):
@@ -228,26 +249,24 @@ def _leak(
     fields: Mapping[str, str],
     matches: Sequence[Match],
 ) -> tuple[Leak, bool]:
-    """Mark what document and item share, and say whether the document is as it was audited."""
+    """Mark what document and item share, and say whether the document is as it was audited; if not, it is not shown."""
     from evalkit.contamination.spans import Spans, excerpt
     from evalkit.contamination.verify import difference, is_code
 
-    spans, is_whole = Spans(), document is not None
+    spans, trouble = Spans(), "(the document could not be read again)"
     for match in matches if document is not None else ():
         assert document is not None
-        if difference(audit, match, document) is None:
-            spans.add(match, document.text, fields[match["field"]], is_code=is_code(audit, match))
-        else:
-            is_whole = False
+        if difference(audit, match, document) is not None:
+            document, spans, trouble = None, Spans(), "(not shown, because it is not as it was audited)"
+            break
+        spans.add(match, document.text, fields[match["field"]], is_code=is_code(audit, match))
 
     def marked(text: str, shared: Sequence[tuple[int, int]], edited: Sequence[tuple[int, int]]) -> Marked:
         return tuple(excerpt(text, shared, edited, _AROUND, _MOST_SHOWN))
 
-    text: Marked = (("gap", "(the document could not be read again)"),)
-    if document is not None:
-        text = marked(document.text, spans.shared, spans.edited)
+    text = (("gap", trouble),) if document is None else marked(document.text, spans.shared, spans.edited)
     item = tuple((name, marked(field_text, *spans.of_field(name))) for name, field_text in fields.items())
-    return Leak(place, text, item), is_whole
+    return Leak(place, text, item), document is not None
 
 
 def _words(verdicts: pa.Table) -> dict[tuple[str, str], list[tuple[str, str]]]:

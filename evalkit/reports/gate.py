@@ -212,7 +212,8 @@ def check_rules(
     compared = {task.task: task for task in comparison.tasks}
     left_out = [one for one in dict.fromkeys([*comparison.record_a.get("tasks", {}), *tasks]) if one not in compared]
     checks: list[Check] = []
-    doubts, skipped = [], []
+    doubts: list[str] = []
+    skipped: list[str] = []
     for rule in rules:
         names = [one for one in compared if rule.task == OVERALL or fnmatch.fnmatchcase(one, rule.task)]
         absent = [one for one in left_out if rule.task == OVERALL or fnmatch.fnmatchcase(one, rule.task)]

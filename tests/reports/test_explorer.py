@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 
 import pytest
 
+from evalkit.corpora.remote import Address
 from evalkit.reports.adaptors import from_frame
 from evalkit.reports.comparison import compare
-from evalkit.reports.explorer import evidence
+from evalkit.reports.explorer import evidence, is_inside
 from evalkit.reports.inputs import load_run
+from evalkit.runs.journal import Journal
 from tests.contamination.audits import audited, benchmark, documents, write_lines
 from tests.reports.runs import write_run
 
@@ -72,7 +76,9 @@ def test_a_corpus_that_has_changed_or_is_gone_is_said(comparison, tmp_path, corp
     rows[0] = json.dumps({**row, "text": row["text"][::-1]}, ensure_ascii=False)
     corpus.write_text("".join(one + "\n" for one in rows))
     known = known_of(comparison, tmp_path)
-    assert of_kind(known.leaks[VERBATIM.doc_hash].text, "shared") == []
+    gone = known.leaks[VERBATIM.doc_hash]
+    assert gone.text == (("gap", "(not shown, because it is not as it was audited)"),)
+    assert {kind for kind, _ in dict(gone.item)["question"]} == {"plain"}
     assert any("of 1 items is not as it was audited" in note for note in known.notes)
     corpus.unlink()
     known = known_of(comparison, tmp_path)
@@ -91,3 +97,63 @@ def test_fields_of_the_documents_stand_in_for_prompts_that_are_not_with_the_resu
     assert known.asked == "Item"
     assert known.prompts["table", "7"] == "question: why 7?"
     assert any("prompts are not with the run" in note for note in known.notes)
+
+
+def with_journal(folder, journal):
+    """A run whose record names a journal, which holds the prompts of its items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = {("t", f"doc{n}"): float(n % 2) for n in range(10)}
+    run = write_run(folder, values, record={"journal": str(journal)})
+    asked = [
+        {"task": "t", "doc_id": n, "seed": 0, "repeat": 0, "place": 0, "key": f"key{n}", "request": ""}
+        for n in range(10)
+    ]
+    pq.write_table(pa.Table.from_pylist(asked), run / "requests.parquet")
+    return run
+
+
+def test_a_journal_is_read_and_neither_it_nor_its_folder_changes(tmp_path):
+    (tmp_path / "kept").mkdir()
+    path = tmp_path / "kept" / "j.sqlite"
+    with Journal(path) as journal:
+        journal.add("key1", "m", {"context": "What is 1?"}, {})
+        journal.add("key2", "m", {"messages": json.dumps([{"role": "user", "content": "2?"}])}, {})
+        journal.add("key3", "m", ["no", "request"], {})
+    run = load_run(with_journal(tmp_path / "a", path))
+    before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    known = evidence(compare(run, run), run)
+    assert known.prompts == {
+        ("t", "doc1"): "What is 1?", ("t", "doc2"): "[user]\n2?", ("t", "doc3"): '["no", "request"]',
+    }  # fmt: skip
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == before
+    known = evidence(compare(run, run), run, inside=tmp_path / "a")
+    assert known.prompts == {}
+    assert "the run's journal is not in this folder, so the prompts are not shown" in known.notes
+
+
+def test_a_journal_that_is_none_is_left_as_it_is_and_said(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.sqlite")) as other:
+        other.execute("CREATE TABLE mine (x)")
+    (tmp_path / "text.txt").write_text("no database " * 100)
+    for name in ("other.sqlite", "text.txt"):
+        before = (tmp_path / name).read_bytes()
+        run = load_run(with_journal(tmp_path / "a", tmp_path / name))
+        known = evidence(compare(run, run), run)
+        assert any(note.startswith("the prompts cannot be shown: the journal cannot be read") for note in known.notes)
+        assert (tmp_path / name).read_bytes() == before
+    for name in ("x" * 5000, "nul\0", "none", 7):
+        run = load_run(with_journal(tmp_path / "a", name))
+        assert any("prompts" in note for note in evidence(compare(run, run), run).notes)
+
+
+def test_with_a_folder_given_no_corpus_outside_and_no_address_is_read(comparison, tmp_path, corpus):
+    run = load_run(tmp_path / "a")
+    assert evidence(comparison, run, tmp_path / "leaks", inside=tmp_path).leaks == known_of(comparison, tmp_path).leaks
+    known = evidence(comparison, run, tmp_path / "leaks", inside=tmp_path / "leaks")
+    assert {leak.text for leak in known.leaks.values()} == {(("gap", "(the document could not be read again)"),)}
+    assert any("1 files of the corpus are not in this folder" in note for note in known.notes)
+    assert not is_inside(Address("https://example.org/part.jsonl"), tmp_path)
+    (tmp_path / "leaks" / "link.jsonl").symlink_to(corpus)
+    assert not is_inside(tmp_path / "leaks" / "link.jsonl", tmp_path / "leaks")
