@@ -161,8 +161,8 @@ def tasks_claim(comparison: Comparison) -> Claim:
     if several:
         level = comparison.tasks[0].subsets["all"].decision.estimate.confidence_level
         said.append(
-            f"Each task's interval has a level of {100 * level:.4g}%, so that all of them hold at once; the mean of the "
-            "tasks is one question more, and neither its interval nor its p is adjusted."
+            f"Each task's interval has a level of {100 * level:.4g}%, so that all hold at once; the mean of the tasks "
+            "is one question more, and neither its interval nor its p is adjusted."
         )
     figures = {
         "forest": "Differences of each task with intervals; hollow markers are clean items, the band is the margin.",
@@ -557,10 +557,8 @@ def assumptions_claim(comparison: Comparison) -> Claim:
             tables = (Table(columns, tuple(rows), caption=caption),)
             if result.verdict in (BETTER, WORSE) and len(comparison.tasks) == 1:
                 flips = cases[0].low <= 0 <= cases[0].high
-                said.append(
-                    f"At worst, the difference itself {'could vanish' if flips else 'would keep its sign'}; its interval "
-                    "is not computed for that case."
-                )
+                sign = "could vanish" if flips else "would keep its sign"
+                said.append(f"At worst, the difference itself {sign}; its interval is not computed for that case.")
     return Claim("assumptions", "Assumptions and dropped items", tuple(said), tables, notes=tuple(notes(comparison)))
 
 
