@@ -1289,14 +1289,18 @@ def view(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """List the runs and audits under a folder, and serve their pages on this machine only, to whoever has the key."""
-    from evalkit.reports.view import serve
+    from contextlib import ExitStack
 
-    def ready(address: str) -> None:
-        typer.echo(f"{address}\n(Ctrl-C ends it)")
-        if open_browser:
-            typer.launch(address)
+    from evalkit.reports.view import doorway, serve
 
-    serve(directory, port=port, ready=ready)
+    with ExitStack() as stack:
+
+        def ready(address: str) -> None:
+            typer.echo(f"{address}\n(Ctrl-C ends it)")
+            if open_browser:
+                typer.launch(stack.enter_context(doorway(address)))
+
+        serve(directory, port=port, ready=ready)
 
 
 @app.command(

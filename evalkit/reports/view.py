@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import html
+import itertools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +21,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from evalkit.corpora.shards import AGAINST_RECORD, AUDIT_RECORD
 from evalkit.errors import EvalkitError, InputError
+from evalkit.reports.explorer import evidence
 from evalkit.reports.inputs import load_run, read_json
 from evalkit.reports.page import policy, render_page, visible
-from evalkit.reports.significance import with_evidence
+from evalkit.reports.significance import report
 from evalkit.resources import resource_dir
 
 ADDRESS: Final = "127.0.0.1"
-_COOKIE: Final = "evalkit_key"
-_MOST_LISTED: Final = 2000
+MOST_LISTED: Final = 2000
+"""Of runs, of audits, of pages."""
 
 # A page that somebody has put there runs apart from this address, and can ask nobody for anything.
 _APART: Final = (
@@ -33,37 +39,50 @@ _APART: Final = (
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies under a folder; things are asked for by their number in these lists, never by a path."""
+    """What lies under a folder, by names that are hashes of the paths: they stay when others are added.
+
+    Each has all its files in the folder, links followed.
+    """
 
     path: Path
 
     @cached_property
-    def runs(self) -> list[Path]:
+    def runs(self) -> dict[str, Path]:
         """Finished runs."""
-        return [one.parent for one in self._found("run.json") if (one.parent / "samples.parquet").is_file()]
+        found = (one.parent for one in self._found("run.json"))
+        return _named(one for one in found if self._is_whole(one, "samples.parquet"))
 
     @cached_property
-    def audits(self) -> list[Path]:
+    def audits(self) -> dict[str, Path]:
         """Finished audits, and near duplicates of benchmark items."""
-        found = [one.parent for name in (AUDIT_RECORD, AGAINST_RECORD) for one in self._found(name)]
-        return [one for one in found if (one / "items.parquet").is_file()]
+        found = (one.parent for name in (AUDIT_RECORD, AGAINST_RECORD) for one in self._found(name))
+        return _named(one for one in found if self._is_whole(one, "items.parquet"))
 
     @cached_property
-    def pages(self) -> list[Path]:
+    def pages(self) -> dict[str, Path]:
         """HTML files."""
-        return list(self._found("*.html"))
+        return _named(self._found("*.html"))
 
     def _found(self, pattern: str) -> Iterator[Path]:
-        root = self.path.resolve()
-        inside = (one for one in sorted(root.rglob(pattern)) if one.resolve().is_relative_to(root))
-        for number, one in enumerate(inside):
-            if number == _MOST_LISTED:
-                return
-            yield one
+        return filter(self._holds, sorted(self._root.rglob(pattern)))
+
+    def _is_whole(self, place: Path, table: str) -> bool:
+        return (place / table).is_file() and all(map(self._holds, place.iterdir()))
+
+    def _holds(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self._root)
+
+    @cached_property
+    def _root(self) -> Path:
+        return self.path.resolve()
 
     def name(self, place: Path) -> str:
         """A path as it is shown."""
-        return visible(str(place.relative_to(self.path.resolve())))
+        return visible(str(place.relative_to(self._root)))
+
+
+def _named(places: Iterator[Path]) -> dict[str, Path]:
+    return {hashlib.sha256(str(one).encode("utf-8", "surrogateescape")).hexdigest()[:16]: one for one in places}
 
 
 def serve(directory: Path, *, port: int = 0, ready: Callable[[str], None] | None = None) -> None:
@@ -81,12 +100,21 @@ def serve(directory: Path, *, port: int = 0, ready: Callable[[str], None] | None
     Raises
     ------
     InputError
-        There is no such folder.
+        There is no such folder, or the port is taken.
     """
-    with make_server(directory, port=port) as (server, address):
+    with make_server(directory, port=port) as (server, address), contextlib.suppress(KeyboardInterrupt):
         if ready:
             ready(address)
         server.serve_forever()
+
+
+@contextlib.contextmanager
+def doorway(address: str) -> Iterator[str]:
+    """Yield the address of a file, which only its owner can read, that leads on: processes' arguments are no secret."""
+    with tempfile.TemporaryDirectory(prefix="evalkit-view-") as folder:
+        path = Path(folder) / "open.html"
+        path.write_text(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0;url={html.escape(address)}">')
+        yield path.as_uri()
 
 
 class _Server(ThreadingHTTPServer):
@@ -95,6 +123,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, directory: Path, port: int) -> None:
         self.directory, self.key = directory, secrets.token_urlsafe(24)
         super().__init__((ADDRESS, port), _Handler)
+        self.cookie = f"evalkit_key_{self.server_port}"  # browsers share cookies among ports
 
     def __enter__(self) -> Any:
         return self, f"http://{ADDRESS}:{self.server_port}/?key={self.key}"
@@ -106,11 +135,15 @@ def make_server(directory: Path, *, port: int = 0) -> _Server:
     Raises
     ------
     InputError
-        There is no such folder.
+        There is no such folder, or the port is taken.
     """
     if not directory.is_dir():
         raise InputError("there is no such folder", where=str(directory), do="Give one with runs")
-    return _Server(directory, port)
+    try:
+        return _Server(directory, port)
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+        raise InputError(f"the port {why}", where=f"--port {port}", do="Choose another; 0 takes a free one") from None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,58 +151,71 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "evalkit", ""
 
     def do_GET(self) -> None:
-        port = self.server.server_port
+        with contextlib.suppress(ConnectionError):  # whoever asked has left
+            try:
+                self._answer_whom_it_may()
+            except EvalkitError as error:
+                self._send(HTTPStatus.BAD_REQUEST, _page("It cannot be shown", f"<p>{_text(error)}</p>"))
+            except _NotFoundError:
+                self._send(HTTPStatus.NOT_FOUND, _page("Not found", "<p><a href='/'>All runs</a></p>"))
+            except ConnectionError:
+                raise
+            except Exception as error:  # what lies in the folder may be broken in any way
+                traceback.print_exc()
+                what = f"<p>{_text(f'{type(error).__name__}: {error}')}</p>"
+                self._send(HTTPStatus.INTERNAL_SERVER_ERROR, _page("It cannot be shown", what))
+
+    def _answer_whom_it_may(self) -> None:
+        server = self.server
         # A name that somebody else's DNS points here is refused.
-        if self.headers.get("Host") not in (f"{ADDRESS}:{port}", f"localhost:{port}"):
+        if self.headers.get("Host") not in (f"{ADDRESS}:{server.server_port}", f"localhost:{server.server_port}"):
             return self._send(HTTPStatus.FORBIDDEN, _page("Forbidden", "<p>This address serves this machine only.</p>"))
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            raise _NotFoundError from None
         asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        if secrets.compare_digest(asked.get("key", "").encode(), self.server.key.encode()):
-            self.send_response(HTTPStatus.SEE_OTHER)
-            self.send_header("Set-Cookie", f"{_COOKIE}={self.server.key}; HttpOnly; SameSite=Strict; Path=/")
-            self.send_header("Location", "/")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        if not self._has_key():
+        if _is_key(asked.get("key"), server.key):
+            # From this page on it is our own that asks: after a redirect, the browser would keep the cookie back where
+            # another page has led here.
+            cookie = f"{server.cookie}={server.key}; HttpOnly; SameSite=Strict; Path=/"
+            return self._send(HTTPStatus.OK, _page("Opening", _ONWARD), cookie=cookie)
+        if not any(_is_key(value, server.key) for value in self._cookies()):
             what = "<p>Open the address that <code>evalkit view</code> has printed: it holds the key.</p>"
             return self._send(HTTPStatus.FORBIDDEN, _page("Forbidden", what))
-        try:
-            return self._answer(url.path, asked)
-        except EvalkitError as error:
-            return self._send(HTTPStatus.BAD_REQUEST, _page("It cannot be shown", f"<p>{_text(str(error))}</p>"))
-        except (IndexError, ValueError):
-            return self._send(HTTPStatus.NOT_FOUND, _page("Not found", "<p><a href='/'>All runs</a></p>"))
+        self._answer(url.path, asked)
 
-    def _has_key(self) -> bool:
-        try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(_COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and secrets.compare_digest(cookie.value.encode(), self.server.key.encode())
+    def _cookies(self) -> Iterator[str]:
+        """The values of our cookie; the browser may send others' with it, of any form."""
+        for one in self.headers.get("Cookie", "").split(";"):
+            name, _, value = one.strip().partition("=")
+            if name == self.server.cookie:
+                yield value
 
-    def _answer(self, path: str, asked: dict[str, str]) -> None:
+    def _answer(self, path: str, asked: Mapping[str, str]) -> None:
         folder = Folder(self.server.directory)
-        kind, _, number = path.strip("/").partition("/")
+        kind, _, name = path.strip("/").partition("/")
         if kind == "":
             self._send(HTTPStatus.OK, _page(f"Runs in {folder.path}", _index(folder)))
         elif kind == "run":
-            place = _chosen(folder.runs, number)
+            place = _chosen(folder.runs, name)
             self._send(HTTPStatus.OK, _page(folder.name(place), load_run(place)._repr_html_()))
         elif kind == "audit":
-            place = _chosen(folder.audits, number)
+            place = _chosen(folder.audits, name)
             self._send(HTTPStatus.OK, _page(folder.name(place), _audit(place)))
         elif kind == "page":
-            text = _chosen(folder.pages, number).read_text(encoding="utf-8", errors="replace")
+            text = _chosen(folder.pages, name).read_text(encoding="utf-8", errors="replace")
             self._send(HTTPStatus.OK, text, _APART)
         elif kind == "report":
-            a, b = (_chosen(folder.runs, asked.get(side, "")) for side in "ab")
+            a, b = (load_run(_chosen(folder.runs, asked.get(side, ""))) for side in "ab")
             audit = _chosen(folder.audits, asked["audit"]) if asked.get("audit") else None
-            made, collect = with_evidence(a, b, audit=audit)
-            self._send(HTTPStatus.OK, render_page(made, collect()), None)
+            made = report(a, b, audit=audit)
+            known = evidence(made.comparison, a, audit, inside=folder.path)
+            self._send(HTTPStatus.OK, render_page(made, known), None)
         else:
-            raise ValueError(path)
+            raise _NotFoundError
 
-    def _send(self, status: HTTPStatus, text: str, content_policy: str | None = "") -> None:
+    def _send(self, status: HTTPStatus, text: str, content_policy: str | None = "", *, cookie: str = "") -> None:
         """Answer with a page; a policy of None leaves it to the page's own."""
         body = text.encode("utf-8", "backslashreplace")
         self.send_response(status)
@@ -179,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Frame-Options", "DENY")
         self.send_header("Cache-Control", "no-store")
+        if cookie:
+            self.send_header("Set-Cookie", cookie)
         if content_policy is not None:
             own = policy([_css()], []).replace("form-action 'none'", "form-action 'self'")
             self.send_header("Content-Security-Policy", content_policy or own)
@@ -189,10 +237,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests hold the key, so none is logged."""
 
 
-def _chosen(places: Sequence[Path], number: str) -> Path:
-    if not number.isdecimal():
-        raise ValueError(number)
-    return places[int(number)]
+_ONWARD: Final = "<meta http-equiv='refresh' content='0;url=/'><p><a href='/'>All runs</a></p>"
+
+
+class _NotFoundError(Exception):
+    """There is nothing by this name."""
+
+
+def _chosen(places: Mapping[str, Path], key: str) -> Path:
+    if key not in places:
+        raise _NotFoundError
+    return places[key]
+
+
+def _is_key(given: str | None, key: str) -> bool:
+    return given is not None and secrets.compare_digest(given.encode("utf-8", "surrogateescape"), key.encode())
 
 
 def _css() -> str:
@@ -213,17 +272,21 @@ def _page(title: str, body: str) -> str:
 
 
 def _index(folder: Folder) -> str:
-    def rows(kind: str, places: Sequence[Path]) -> str:
-        listed = (
-            f"<li><a href='/{kind}/{n}'>{html.escape(folder.name(place))}</a></li>" for n, place in enumerate(places)
-        )
-        return f"<h2>{kind.capitalize()}s</h2><ul>{''.join(listed) or '<li>none</li>'}</ul>"
+    def listed(places: Mapping[str, Path]) -> list[tuple[str, str]]:
+        names = ((key, html.escape(folder.name(place))) for key, place in places.items())
+        return list(itertools.islice(names, MOST_LISTED))
 
-    def select(name: str, label: str, places: Sequence[Path], chosen: int, *, none: bool = False) -> str:
-        options = "<option value=''>none</option>" if none else ""
-        for n, place in enumerate(places):
-            mark = " selected" if n == chosen and not none else ""
-            options += f"<option value='{n}'{mark}>{html.escape(folder.name(place))}</option>"
+    def rows(kind: str, places: Mapping[str, Path]) -> str:
+        shown = listed(places)
+        lines = [f"<li><a href='/{kind}/{key}'>{name}</a></li>" for key, name in shown]
+        if n := len(places) - len(shown):
+            lines.append(f"<li>and {n:,} more, which are not listed: view a folder within this one</li>")
+        return f"<h2>{kind.capitalize()}s</h2><ul>{''.join(lines) or '<li>none</li>'}</ul>"
+
+    def select(name: str, label: str, places: Mapping[str, Path], chosen: int) -> str:
+        options = "<option value=''>none</option>" if chosen < 0 else ""
+        for n, (key, shown) in enumerate(listed(places)):
+            options += f"<option value='{key}'{' selected' if n == chosen else ''}>{shown}</option>"
         return f"<label>{label} <select name='{name}'>{options}</select></label> "
 
     form = ""
@@ -232,7 +295,7 @@ def _index(folder: Folder) -> str:
             "<h2>Compare</h2><form action='/report' method='get'>"
             + select("a", "A, the baseline", folder.runs, 0)
             + select("b", "B", folder.runs, 1)
-            + select("audit", "audit", folder.audits, -1, none=True)
+            + select("audit", "audit", folder.audits, -1)
             + "<button>Report</button></form>"
         )
     return form + rows("run", folder.runs) + rows("audit", folder.audits) + rows("page", folder.pages)
