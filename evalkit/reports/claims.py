@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -379,8 +380,12 @@ def _numbers_first(name: str) -> tuple[bool, float, str]:
         return True, 0.0, name
 
 
-def judge_claim(judge: Any, comparison: Comparison) -> Claim:
-    """What judges say of the models, and what is to be said of the judges; `judge` is `evalkit.judges.audit.Audit`."""
+def judge_claim(judge: Any, comparison: Comparison, orders: Mapping[str, str] | None = None) -> Claim:
+    """What judges say of the models, and what is to be said of the judges; `judge` is `evalkit.judges.audit.Audit`.
+
+    `orders` names the judge of each figure of both orders. Win rates are of the report's B, whichever way round the
+    verdicts have the two models; other pairs of models stand in the table only.
+    """
     if judge is None:
         return Claim("judge", "Judge", ("No judge was given.",))
     said, position, results = [], [], []
@@ -402,11 +407,15 @@ def judge_claim(judge: Any, comparison: Comparison) -> Claim:
         )
         for result in one.results:
             rates = (result.a_first, result.b_first, result.averaged, result.length_controlled, result.best)
-            results.append((one.judge, f"{result.model_b} against {result.model_a}", *map(_share_with_interval, rates)))
-            best = result.best
-            if best is not None:
+            names = result.model_b, result.model_a
+            if names == (comparison.name_a, comparison.name_b):
+                # The verdicts' A is the report's B: it wins what the other loses, and is first where the other is not.
+                rates = tuple(map(_lost, (rates[1], rates[0], *rates[2:])))
+                names = names[::-1]
+            results.append((one.judge, " against ".join(names), *map(_share_with_interval, rates)))
+            if rates[-1] is not None and set(names) == compared:
                 said.append(
-                    f"{one.judge}: {result.model_b} wins {_share_with_interval(best)} against {result.model_a}, "
+                    f"{one.judge}: {names[0]} wins {_share_with_interval(rates[-1])} against {names[1]}, "
                     f"over {result.n_used:,} pairs. {result.sentence()}"
                 )
         if one.self_preference is not None:
@@ -420,10 +429,18 @@ def judge_claim(judge: Any, comparison: Comparison) -> Claim:
         tuple(said),
         (
             Table(
-                ("judge", "pair", "B's wins, A first", "B first", "both orders", "at equal length", "corrected"),
+                (
+                    "judge",
+                    "pair",
+                    "wins when shown second",
+                    "shown first",
+                    "both orders",
+                    "at equal length",
+                    "corrected",
+                ),
                 tuple(results),
                 n_text=2,
-                caption="Win rates of B, ties half",
+                caption="Win rates of the model named first, ties half",
             ),
             Table(
                 (
@@ -431,48 +448,64 @@ def judge_claim(judge: Any, comparison: Comparison) -> Claim:
                     *("excess", "its p", "the first leads by, points", "sign"),
                 ),
                 tuple(position),
-                caption="Both orders",
+                caption="Both orders, over all pairs of the judge",
             ),
         ),
-        {"orders": "Verdicts of the one order against those of the other."},
+        {name: f"{of}: verdicts of the one order against those of the other." for name, of in (orders or {}).items()},
         tuple(dict.fromkeys([*judge.warnings, *(warning for one in judge.judges for warning in one.warnings)])),
+    )
+
+
+def _lost(rate: Estimate | None) -> Estimate | None:
+    """The win rate of the other model."""
+    if rate is None:
+        return None
+    low, high = rate.low, rate.high
+    return replace(
+        rate,
+        estimate=1 - rate.estimate,
+        low=None if high is None else 1 - high,
+        high=None if low is None else 1 - low,
     )
 
 
 def standings_claim(standings: Standings) -> Claim:
     """Several models: every paired difference, and the ranks that the data leave possible."""
     order = sorted(range(len(standings.names)), key=lambda place: -standings.means[place])
+    # Of tasks of both directions the mean has neither; where lower is better everywhere, it is shown as it is.
+    mixed = 0 < standings.n_lower < standings.n_tasks
+    sign = -1 if standings.n_lower else 1
     ranks = [
         (
             standings.names[i],
-            f"{100 * standings.means[i]:.1f}",
+            "" if mixed else f"{100 * sign * standings.means[i]:.1f}",
             f"{standings.rank_low[i]}"
             if standings.rank_low[i] == standings.rank_high[i]
             else f"{standings.rank_low[i]} to {standings.rank_high[i]}",
         )
         for i in order
     ]
-    pairs = [
-        (
-            standings.names[i],
-            *("" if i == j else f"{points(standings.difference(i, j)[0])} [{points(standings.difference(i, j)[1])}, "
-              f"{points(standings.difference(i, j)[2])}]" for j in order),
-        )
-        for i in order
-    ]  # fmt: skip
+
+    def cell(i: int, j: int) -> str:
+        value, low, high = standings.difference(i, j)
+        interval = "no interval" if low is None or high is None else f"{points(low)}, {points(high)}"
+        return f"{points(value)} [{interval}]"
+
+    pairs = [(standings.names[i], *("" if i == j else cell(i, j) for j in order)) for i in order]
+    lower = f"{_count(standings.n_lower, 'task')} of {standings.n_tasks} are better when lower: differences are turned"
     return Claim(
         "models",
         "Several models",
         (standings.explain(),),
         (
-            Table(("model", "mean score", "ranks"), tuple(ranks)),
+            _without_empty(("model", "mean score", "ranks"), ranks),
             Table(
                 ("row less column, points", *(standings.names[j] for j in order)),
                 tuple(pairs),
                 caption="Paired differences, with intervals that hold all at once",
             ),
         ),
-        notes=standings.warnings,
+        notes=(*standings.warnings, *([f"{lower}, so that more is better"] if standings.n_lower else [])),
     )
 
 
@@ -505,23 +538,21 @@ def trend_claim(trend: Any) -> Claim:
     return Claim("trend", "Checkpoints", tuple(said), (table,), figures, tuple(trend.warnings))
 
 
-def health_claim(comparison: Comparison) -> Claim:
-    """What the runs' own health checks say."""
+def health_claim(comparison: Comparison, others: Mapping[str, Mapping[str, Any]] | None = None) -> Claim:
+    """What the runs' own health checks say; `others` are the records of further models."""
     said, rows = [], []
-    for side, name, record in (
-        ("A", comparison.name_a, comparison.record_a),
-        ("B", comparison.name_b, comparison.record_b),
-    ):
+    runs = {f"A ({comparison.name_a})": comparison.record_a, f"B ({comparison.name_b})": comparison.record_b}
+    for run, record in {**runs, **(others or {})}.items():
         health = record.get("health") or {}
         findings = sentences({"findings": [], **health})
         if not health:
-            said.append(f"{side} ({name}): no health check is recorded.")
+            said.append(f"{run}: no health check is recorded.")
         elif not findings:
-            said.append(f"{side} ({name}): nothing was found wrong with the run.")
-        rows += [(f"{side} ({name})", "yes" if health.get("suspect") else "no", finding) for finding in findings]
+            said.append(f"{run}: nothing was found wrong with the run.")
+        rows += [(run, "yes" if health.get("suspect") else "no", finding) for finding in findings]
         failed = record.get("n_errors")
         if isinstance(failed, int) and failed:
-            said.append(f"{side} ({name}): {failed:,} requests failed for good.")
+            said.append(f"{run}: {failed:,} requests failed for good.")
     tables = (Table(("run", "suspect", "finding"), tuple(rows), n_text=3),) if rows else ()
     return Claim("health", "Health of the runs", tuple(said), tables)
 

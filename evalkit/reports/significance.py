@@ -6,6 +6,7 @@ import importlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ from evalkit.reports.explorer import Evidence, evidence
 from evalkit.reports.figures import forest_plot
 from evalkit.reports.figures_evidence import discordance_bars, leak_strip, order_mosaic, power_curve, seed_strip
 from evalkit.reports.inputs import Run, load_run
+from evalkit.reports.joining import clusters_of
 from evalkit.reports.notebook import notebook
 from evalkit.reports.page import one_line, render_page
 from evalkit.reports.trend import checkpoint_trend, trend
@@ -93,8 +95,9 @@ def with_evidence(
         raise SpecError("there are labels, but no verdicts", where="--judge-labels", do="Give --judge, too")
     verdicts = None if judge is None else read_verdicts(Path(judge))
     judged = None if verdicts is None else _judge_audit(verdicts, None if judge_labels is None else Path(judge_labels))
-    ranks = standings_of(runs, metric=options.get("metric")) if others else None
-    followed = None if checkpoints is None else trend(Path(checkpoints), metric=options.get("metric"))
+    alike = {name: options[name] for name in ("metric", "confidence_level", "cluster") if name in options}
+    ranks = standings_of(runs, **alike) if others else None
+    followed = None if checkpoints is None else trend(Path(checkpoints), **alike)
     given = {"audit": audit, "judge": judge, "judge_labels": judge_labels, "checkpoints": checkpoints, **options}
     usual = (None, False, ("confidence_level", 0.95))
     made_by = {name: value for name, value in given.items() if value not in usual and (name, value) not in usual}
@@ -106,6 +109,7 @@ def with_evidence(
         followed=followed,
         places=[str(one.directory) for one in runs],
         made_by=made_by,
+        others={one.name: one.record for one in runs[2:]},
     )
     return made, partial(evidence, comparison, runs[0], audit_path, verdicts)
 
@@ -119,8 +123,9 @@ def assemble(
     followed: Any = None,
     places: Sequence[str] = ("A", "B"),
     made_by: Mapping[str, Any] | None = None,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Report:
-    """Put the claims together in their order."""
+    """Put the claims together in their order; `others` are the records of further models by their names."""
     drawings: dict[str, Callable[[], Figure]] = {"forest": partial(forest_plot, comparison)}
     if comparison.items:
         drawings["discordance"] = partial(discordance_bars, comparison)
@@ -130,9 +135,9 @@ def assemble(
         drawings["seeds"] = partial(seed_strip, comparison)
     if comparison.rule is not None and comparison.items:
         drawings["leaks"] = partial(leak_strip, comparison)
-    if verdicts is not None and (counts := order_counts(verdicts)).sum():
-        judges = ", ".join(dict.fromkeys(verdicts.column("judge").to_pylist()))
-        drawings["orders"] = partial(order_mosaic, counts, judge=judges)
+    counts = {} if verdicts is None else order_counts(verdicts, comparison.name_a, comparison.name_b)
+    orders = {f"orders{f'-{place + 1}' if place else ''}": judge for place, judge in enumerate(counts)}
+    drawings |= {name: partial(order_mosaic, counts[judge], judge=judge) for name, judge in orders.items()}
     if followed is not None:
         drawings["trend"] = partial(checkpoint_trend, followed)
     word, headline = claims.verdict_of(comparison)
@@ -142,11 +147,11 @@ def assemble(
         claims.tasks_claim(comparison),
         claims.seeds_claim(comparison),
         claims.contamination_claim(comparison),
-        claims.judge_claim(judged, comparison),
+        claims.judge_claim(judged, comparison, orders),
         claims.slices_claim(comparison),
         claims.standings_claim(ranks) if ranks is not None else None,
         claims.trend_claim(followed) if followed is not None else None,
-        claims.health_claim(comparison),
+        claims.health_claim(comparison, others or {}),
         claims.assumptions_claim(comparison),
         claims.repeat_claim(comparison, commands(comparison, places, made_by or {})),
     ]
@@ -207,36 +212,54 @@ def _judge_audit(verdicts: pa.Table, labels: Path | None) -> Any:
     return audit(verdicts, labels=None if labels is None else read_labels(labels))
 
 
-def order_counts(verdicts: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Count pairs by winner (A, tie, B) when A is shown first (rows), and when B is shown first (columns)."""
-    by_pair: dict[tuple[str, str], dict[str, str]] = {}
-    for row in verdicts.select(["judge", "pair_id", "order", "repeat", "winner"]).to_pylist():
-        if row["repeat"] == 0 and row["order"] is not None:
-            by_pair.setdefault((row["judge"], row["pair_id"]), {})[row["order"]] = row["winner"]
-    counts: Counter[tuple[int, int]] = Counter()
+def order_counts(verdicts: pa.Table, name_a: str, name_b: str) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Count each judge's pairs of these models, by winner when A is shown first (rows) and when B is (columns).
+
+    Winners are A, tie, B. A and B are those of the names given, whichever way round the verdicts have them; judges
+    without such a pair in both orders are left out.
+    """
+    by_pair: dict[tuple[str, ...], dict[str, str]] = {}
+    names = ["judge", "pair_id", "order", "repeat", "winner", "model_a", "model_b"]
+    for row in verdicts.select(names).to_pylist():
+        models = row["model_a"], row["model_b"]
+        if row["repeat"] == 0 and row["order"] is not None and models in ((name_a, name_b), (name_b, name_a)):
+            turned = models != (name_a, name_b)
+            order, winner = ((_OTHER_SIDE.get(row[name], row[name])) if turned else row[name] for name in _SIDES)
+            by_pair.setdefault((row["judge"], row["pair_id"], *models), {})[order] = winner
+    found: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
     places = {"a": 0, "tie": 1, "b": 2}
-    for orders in by_pair.values():
+    for (judge, *_), orders in by_pair.items():
         if {orders.get("ab"), orders.get("ba")} <= places.keys():
+            counts = found.setdefault(judge, np.zeros((3, 3), dtype=np.int64))
             counts[places[orders["ab"]], places[orders["ba"]]] += 1
-    found = np.zeros((3, 3), dtype=np.int64)
-    for place, n in counts.items():
-        found[place] = n
     return found
 
 
-def standings_of(runs: Sequence[Run], *, metric: str | None = None, confidence_level: float = 0.95) -> Standings:
+_SIDES: Final = ("order", "winner")
+_OTHER_SIDE: Final = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}
+
+
+def standings_of(
+    runs: Sequence[Run], *, metric: str | None = None, confidence_level: float = 0.95, cluster: str | None = None
+) -> Standings:
     """Compare several runs pair by pair, on the tasks and items that all of them have scored.
+
+    What only some of them have is counted in the warnings. `cluster` is as in `compare`.
 
     Raises
     ------
     CompareError
-        There is no such task, or no metric that all have.
+        There is no such task, no metric that all have, or no such column.
     """
     import pandas as pd
 
     names = _distinct([run.name for run in runs])
-    scores, clusters, left_out = [], [], []
-    for task in [task for task in runs[0].tasks if all(task in run.tasks for run in runs)]:
+    scores, clusters, left_out, n_lower = [], [], [], 0
+    common = [task for task in runs[0].tasks if all(task in run.tasks for run in runs)]
+    if missing := [task for task in dict.fromkeys(task for run in runs for task in run.tasks) if task not in common]:
+        left_out.append(f"left out {len(missing)} task(s) that not all models have: {', '.join(missing)}")
+    columns = runs[0].document_column(cluster, common) if cluster and common else {}
+    for task in common:
         shared = set.intersection(*(run.scored(task) for run in runs))
         chosen = next((one for one in runs[0].metrics(task, metric) if one in shared), None)
         if chosen is None:
@@ -246,13 +269,18 @@ def standings_of(runs: Sequence[Run], *, metric: str | None = None, confidence_l
         table = pd.concat([one.score for one in items], axis=1, join="inner")
         if len({tuple(sorted(set(one.prompts.reindex(table.index)))) for one in items}) > 1:
             left_out.append(f"{task}: the prompts differ between the runs")
-        sign = 1.0 if runs[0].higher_is_better(task, *chosen) else -1.0
-        sources = items[0].cluster.reindex(table.index)
-        labels = sources.where(sources.notna(), table.index.to_series()).tolist() if sources.notna().any() else None
+        if lost := len(set().union(*(one.index for one in items))) - len(table):
+            left_out.append(f"{task}: left out {lost} item(s) that not all models have scored")
+        first = items[0].loc[table.index]
+        if task in columns:
+            first = first.assign(cluster=[columns[task].get(str(item)) for item in first.index])
+        labels = clusters_of(first)
         if (n_units := len(set(labels)) if labels else len(table)) < 5:
             left_out.append(f"{task}: {n_units} independent units are too few")
             continue
-        scores.append(sign * table.to_numpy(float))
+        is_lower = not runs[0].higher_is_better(task, *chosen)
+        n_lower += is_lower
+        scores.append((-1.0 if is_lower else 1.0) * table.to_numpy(float))
         clusters.append(labels)
     if not scores:
         raise CompareError(
@@ -260,10 +288,8 @@ def standings_of(runs: Sequence[Run], *, metric: str | None = None, confidence_l
             where=", ".join(str(run.directory) for run in runs),
             do="Evaluate all on the same tasks",
         )
-    from dataclasses import replace
-
     found = standings(scores, names, clusters=clusters, confidence_level=confidence_level)
-    return replace(found, warnings=(*found.warnings, *left_out))
+    return replace(found, warnings=(*found.warnings, *left_out), n_lower=n_lower)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

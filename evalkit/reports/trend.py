@@ -131,7 +131,9 @@ class _Checkpoint:
     n_unscored: int
 
 
-def trend(directory: Path, *, metric: str | None = None, confidence_level: float = 0.95) -> Trend:
+def trend(
+    directory: Path, *, metric: str | None = None, confidence_level: float = 0.95, cluster: str | None = None
+) -> Trend:
     """Follow each task's score over the steps of the runs anywhere below a folder.
 
     Parameters
@@ -142,6 +144,8 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
         "metric" or "metric,filter"; default: the first of each task.
     confidence_level
         Of the intervals and verdicts.
+    cluster
+        A column of the documents: items with the same value share a source. Default: what the runs say.
 
     Raises
     ------
@@ -155,9 +159,12 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
     places, warnings = _places(directory)
     checkpoints: dict[str, list[_Checkpoint]] = {}
     chosen: dict[str, tuple[str, str, bool]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for folder, series, step in places:
         run = load_run(folder)
         suspect = bool((run.record.get("health") or {}).get("suspect"))
+        if cluster and (new := [task for task in run.tasks if task not in chosen]):
+            sources |= run.document_column(cluster, new)
         for task in run.tasks:
             primary = run.primary(task, ",".join(chosen[task][:2]) if task in chosen else metric)
             chosen.setdefault(task, (*primary, run.higher_is_better(task, *primary)))
@@ -165,6 +172,8 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
             if items.empty:
                 warnings.append(f"{task}: left out step {step} in {folder}: no answer has a score")
                 continue
+            if task in sources:
+                items = items.assign(cluster=[sources[task].get(str(item)) for item in items.index])
             checkpoints.setdefault(task, []).append(_Checkpoint(folder, series, step, suspect, items, n_unscored))
     if not checkpoints:
         raise InputError("no run has a score per item", where=str(directory), do="Choose another --metric")

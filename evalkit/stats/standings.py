@@ -13,7 +13,7 @@ import numpy.typing as npt
 from evalkit.errors import InputError
 from evalkit.stats.arrays import check_level
 from evalkit.stats.clusters import MIN_CLUSTERS, cluster_codes
-from evalkit.stats.ratings import _critical_value, _rank_sets
+from evalkit.stats.ratings import critical_value, rank_sets
 from evalkit.stats.results import Result
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Standings(Result):
         Of the draws behind `critical`.
     warnings
         What to know.
+    n_lower
+        Tasks whose scores count with the opposite sign, because lower is better.
     """
 
     names: tuple[str, ...]
@@ -60,11 +62,18 @@ class Standings(Result):
     confidence_level: float
     resampling_seed: int
     warnings: tuple[str, ...] = ()
+    n_lower: int = 0
 
-    def difference(self, i: int, j: int) -> tuple[float, float, float]:
-        """Return mean i less mean j, and the ends of its interval, which holds for all pairs at once."""
+    def difference(self, i: int, j: int) -> tuple[float, float | None, float | None]:
+        """Return mean i less mean j, and the ends of its interval, which holds for all pairs at once.
+
+        Models whose scores differ by the same amount on all items have no interval: their spread says nothing.
+        """
         value, V = self.means[i] - self.means[j], self.covariance
-        half = self.critical * math.sqrt(max(V[i][i] + V[j][j] - 2 * V[i][j], 0.0))
+        variance = V[i][i] + V[j][j] - 2 * V[i][j]
+        if variance <= 1e-12 * max(V[k][k] for k in range(len(V))):  # what is less is rounding
+            return value, None, None
+        half = self.critical * math.sqrt(variance)
         return value, value - half, value + half
 
     def to_frame(self) -> pd.DataFrame:
@@ -153,8 +162,8 @@ def standings(
         V += sums.T @ sums * len(sizes) / (len(sizes) - 1) / len(table) ** 2
         means += mean
     means, V = means / len(tables), V / len(tables) ** 2
-    critical = _critical_value(V, int(fewest), confidence_level, n_draws, seed)
-    rank_low, rank_high = _rank_sets(means, V, critical)
+    critical = critical_value(V, int(fewest), confidence_level, n_draws, seed)
+    rank_low, rank_high = rank_sets(means, V, critical)
     return Standings(
         names=tuple(names),
         means=tuple(means.tolist()),

@@ -127,7 +127,7 @@ def test_the_tipping_point_is_the_smallest_number_of_wins_whose_loss_takes_the_v
 
 def test_the_first_number_that_takes_the_verdict_away_is_found_also_where_more_would_give_it_back(tmp_path):
     """Without the six large gains the mean is smaller, but so is its error: the interval leaves out zero again."""
-    d = np.concatenate([np.ones(6), np.linspace(0.015, 0.005, 194)])
+    d = np.concatenate([np.ones(6), np.linspace(0.003, 0.001, 194)])
     a = [0.0] * len(d)
     runs = [
         write_run(tmp_path / k, {("t", f"{i}"): float(v) for i, v in enumerate(of)}) for k, of in (("a", a), ("b", d))

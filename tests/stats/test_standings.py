@@ -62,6 +62,19 @@ def test_a_clearly_best_model_is_first_and_equal_ones_share_ranks():
     assert type(found).from_json(found.to_json()) == found
 
 
+def test_models_that_always_agree_have_no_interval_and_may_be_of_any_rank_between_them():
+    rng = np.random.default_rng(5)
+    one = rng.random(40)
+    found = standings([np.column_stack([one, one, one + 0.1, rng.random(40)])], list("abcd"), n_draws=500)
+    assert found.difference(0, 1) == (0.0, None, None)
+    assert found.difference(0, 2)[1:] == (None, None)  # one item like these says as much as forty
+    assert (found.rank_low[0], found.rank_high[0]) == (found.rank_low[1], found.rank_high[1])
+    assert found.to_frame().low.isna().sum() == 3
+    same = standings([np.column_stack([one, one])], ["a", "b"], n_draws=500)
+    assert same.difference(0, 1) == (0.0, None, None)
+    assert (same.rank_low, same.rank_high) == ((1, 1), (2, 2))
+
+
 def test_what_cannot_be_ranked_is_refused():
     for scores, names in (
         ([np.ones((9, 2))], ["a"]),
