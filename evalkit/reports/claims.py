@@ -406,7 +406,13 @@ def judge_claim(judge: Any, comparison: Comparison, orders: Mapping[str, str] | 
             )
         )
         for result in one.results:
-            rates = (result.a_first, result.b_first, result.averaged, result.length_controlled, result.best)
+            rates: tuple[Estimate | None, ...] = (
+                result.a_first,
+                result.b_first,
+                result.averaged,
+                result.length_controlled,
+                result.best,
+            )
             names = result.model_b, result.model_a
             if names == (comparison.name_a, comparison.name_b):
                 # The verdicts' A is the report's B: it wins what the other loses, and is first where the other is not.
@@ -511,7 +517,9 @@ def standings_claim(standings: Standings) -> Claim:
 
 def trend_claim(trend: Any) -> Claim:
     """The score over training steps, and from which step on the gain is clear."""
-    said, rows, none, single = [], [], [], []
+    said, rows = [], []
+    none: list[str] = []
+    single: list[str] = []
     for task in trend.tasks:
         for line in task.lines:
             name = f"mean of {line.n_series}" if line.n_series > 1 else line.series or ""

@@ -16,6 +16,7 @@ from evalkit.errors import SpecError
 from evalkit.reports.comparison import OVERALL, Comparison, ItemPair
 from evalkit.reports.differences import Noise
 from evalkit.reports.figures import GREY, LOOKS, bare, drawing, shorten
+from evalkit.reports.sensitivity import sources
 from evalkit.stats.means import mean_score
 from evalkit.stats.power import significance_errors
 
@@ -87,8 +88,7 @@ def _seeds(axes: Axes, name: str, noise: Noise, items: Sequence[ItemPair]) -> No
         outside = x + (-0.22 if x == 0 else 0.22)
         axes.plot([outside - 0.08, outside + 0.08], [mean, mean], color="black", linewidth=1.6)
         if items:
-            clusters = [item.cluster or item.doc_hash for item in items] if any(i.cluster for i in items) else None
-            score = mean_score([getattr(item, f"score_{side}") for item in items], cluster=clusters)
+            score = mean_score([getattr(item, f"score_{side}") for item in items], cluster=sources(items))
             if score.low is not None and score.high is not None:
                 axes.plot([outside] * 2, [100 * score.low, 100 * score.high], color="black", linewidth=0.8)
     axes.set_xticks([0, 1], ["A", "B"])

@@ -147,8 +147,9 @@ def contamination(comparison: Comparison) -> Contamination | None:
         interaction = found[0] if len(found) == 1 else macro_mean(found).this_suite
     whole = _on_audited(comparison) if clean is not None and everything.verdict in (BETTER, WORSE) else None
     finding = _finding(comparison, interaction, whole)
-    left = clean.difference.estimate if clean is not None and whole is not None else None
-    return Contamination(finding, interaction, len(found), whole and whole.estimate, left)
+    if clean is None or whole is None:
+        return Contamination(finding, interaction, len(found))
+    return Contamination(finding, interaction, len(found), whole.estimate, clean.difference.estimate)
 
 
 def _finding(comparison: Comparison, interaction: Estimate | None, whole: Estimate | None) -> str:
@@ -237,8 +238,13 @@ def _difference_without(
         first, second = sides if sign * turn > 0 else sides[::-1]
         # A mean over tasks takes their errors only; to widen the intervals of graded scores by resampling is in vain.
         graded = len(tasks) > 1 and not {*first, *second} <= {0.0, 1.0}
-        method = "t" if graded else "auto"
-        return paired_difference(first, second, cluster=sources(items[gone:]), confidence_level=level, method=method)
+        return paired_difference(
+            first,
+            second,
+            cluster=sources(items[gone:]),
+            confidence_level=level,
+            method="t" if graded else "auto",
+        )
 
     def of_shared_items(left: Mapping[str, tuple[Sequence[ItemPair], float]]) -> Estimate:
         rows: dict[str, int] = {}

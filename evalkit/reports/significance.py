@@ -26,7 +26,8 @@ from evalkit.reports.inputs import Run, load_run
 from evalkit.reports.joining import clusters_of
 from evalkit.reports.notebook import notebook
 from evalkit.reports.page import one_line, render_page
-from evalkit.reports.trend import checkpoint_trend, trend
+from evalkit.reports.trend import checkpoint_trend, trend, with_sources
+from evalkit.runs.health import sentences
 from evalkit.stats.standings import Standings, standings
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def with_evidence(
         followed=followed,
         places=[str(one.directory) for one in runs],
         made_by=made_by,
-        others={one.name: one.record for one in runs[2:]},
+        others=dict(zip(_distinct([one.name for one in runs])[2:], [one.record for one in runs[2:]], strict=True)),
     )
     return made, partial(evidence, comparison, runs[0], audit_path, verdicts)
 
@@ -155,7 +156,12 @@ def assemble(
         claims.assumptions_claim(comparison),
         claims.repeat_claim(comparison, commands(comparison, places, made_by or {})),
     ]
-    alarms = [f"{run}: {finding}" for run, findings in comparison.suspects().items() for finding in findings]
+    suspects = comparison.suspects() | {
+        name: sentences({"findings": [], **record["health"]})
+        for name, record in (others or {}).items()
+        if (record.get("health") or {}).get("suspect")
+    }
+    alarms = [f"{run}: {finding}" for run, findings in suspects.items() for finding in findings]
     return Report(
         title=f"Is {comparison.name_b} better than {comparison.name_a}?",
         verdict=word,
@@ -273,7 +279,7 @@ def standings_of(
             left_out.append(f"{task}: left out {lost} item(s) that not all models have scored")
         first = items[0].loc[table.index]
         if task in columns:
-            first = first.assign(cluster=[columns[task].get(str(item)) for item in first.index])
+            first = with_sources(first, columns[task])
         labels = clusters_of(first)
         if (n_units := len(set(labels)) if labels else len(table)) < 5:
             left_out.append(f"{task}: {n_units} independent units are too few")

@@ -173,7 +173,7 @@ def trend(
                 warnings.append(f"{task}: left out step {step} in {folder}: no answer has a score")
                 continue
             if task in sources:
-                items = items.assign(cluster=[sources[task].get(str(item)) for item in items.index])
+                items = with_sources(items, sources[task])
             checkpoints.setdefault(task, []).append(_Checkpoint(folder, series, step, suspect, items, n_unscored))
     if not checkpoints:
         raise InputError("no run has a score per item", where=str(directory), do="Choose another --metric")
@@ -183,6 +183,13 @@ def trend(
         tasks.append(result)
         warnings.extend(f"{task}: {warning}" for warning in dict.fromkeys(of_task))
     return Trend(str(directory), tuple(tasks), tuple(warnings))
+
+
+def with_sources(items: pd.DataFrame, source_of: Mapping[str, Any]) -> pd.DataFrame:
+    """Take items with the same value of a column as a cluster; those without one stand for themselves."""
+    found = [source_of.get(str(item)) for item in items.index]
+    named: list[Any] = [None if one is None else str(one) for one in found]
+    return items.assign(cluster=named)
 
 
 def _places(directory: Path) -> tuple[list[tuple[Path, str | None, int]], list[str]]:

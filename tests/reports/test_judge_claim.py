@@ -65,7 +65,7 @@ def test_the_claim_holds_the_numbers_of_the_judges_audit(judged):
     [rate] = rates.to_frame().to_dict("records")
     [result] = one.results
     assert rate["pair"] == "new against base"
-    for name, estimate in (("B's wins, A first", result.a_first), ("both orders", result.averaged)):
+    for name, estimate in (("wins when shown second", result.a_first), ("both orders", result.averaged)):
         assert rate[name].startswith(f"{100 * estimate.estimate:.1f}% (")
     assert result.sentence() in " ".join(claim.sentences)
 
@@ -84,7 +84,7 @@ def test_human_labels_correct_the_rate_and_tell_how_far_the_judge_agrees(judged)
 
 def test_the_mosaic_counts_each_pair_once_by_both_orders(judged):
     table = tables.read(judged / "verdicts.parquet", tables.VERDICTS)
-    counts = order_counts(table)
+    counts = order_counts(table, "base", "new")["j"]
     [one] = audit(table).judges
     assert counts.sum() == one.position.n_both == N
     assert counts[0, 2] == one.position.first_twice
@@ -100,11 +100,21 @@ def test_a_judge_of_other_models_is_said_to_be_one(judged, tmp_path):
     assert not made(judged)["judge"].sentences[0].startswith("No judge")
 
 
+def test_verdicts_that_have_the_models_the_other_way_round_say_the_same(judged):
+    pair = judged / "base", judged / "new"
+    there, turned = (report(*of, judge=judged)["judge"] for of in (pair, pair[::-1]))
+    [row], [back] = (claim.tables[0].to_frame().to_dict("records") for claim in (there, turned))
+    assert (row["pair"], back["pair"]) == ("new against base", "base against new")
+    for name, other in (("both orders", "both orders"), ("shown first", "wins when shown second")):
+        assert sum(float(text.split("%")[0]) for text in (row[name], back[other])) == pytest.approx(100)
+    assert any(sentence.startswith(f"j: base wins {back['corrected']}") for sentence in turned.sentences)
+
+
 def test_page_explorer_notebook_and_json_hold_the_judge(judged, tmp_path):
     report_, collect = with_evidence(judged / "base", judged / "new", judge=judged)
     page, known = render_page(report_, collect()), collect()
     assert "<script>alert" not in page
-    assert 'aria-label="Verdicts of the one order against those of the other."' in page
+    assert '<figcaption id="told-orders">j: verdicts of the one order against those of the other.' in page
     _, part, *_ = map(unpacked, pack(report_.comparison, known))
     assert [words for _, words in part[0][5]] == [WORDS] * 4
     assert part[0][5][0][0].startswith("Judge j, first shown: base; winner: ")
