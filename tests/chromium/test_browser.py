@@ -5,7 +5,9 @@ With EVALKIT_SHOTS=FOLDER the screenshots and the print are kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from evalkit.reports.comparison import compare
 from evalkit.reports.explorer import Evidence, Leak
 from evalkit.reports.page import render_page
 from evalkit.reports.significance import assemble
+from evalkit.reports.view import doorway, make_server
 from tests.chromium.browser import Browser, find_chromium
 from tests.reports.runs import write_audit, write_run
 from tests.reports.test_page import HOSTILE
@@ -98,10 +101,14 @@ def count(browser):
 
 
 def choose(browser, name, label):
-    browser.run(
-        f"(() => {{ const s = document.getElementById('filter-{name}'); s.value = [...s.options].find((o) => "
-        f"o.textContent === {label!r}).value; s.dispatchEvent(new Event('change')); }})()"
-    )
+    """Choose by mouse and keys, as a reader does."""
+    options = browser.run(f"[...document.getElementById('filter-{name}').options].map((o) => o.textContent)")
+    at = browser.run(f"document.getElementById('filter-{name}').selectedIndex")
+    browser.click(f"#filter-{name}")
+    for _ in range(options.index(label) - at):
+        browser.key("ArrowDown")
+    browser.key("Enter", "\r")
+    browser.until(f"document.getElementById('filter-{name}').selectedOptions[0].textContent === {label!r}", 10)
 
 
 def test_filters_leave_the_items_they_name(opened, comparison):
@@ -120,7 +127,8 @@ def test_search_works_by_keys_and_finds_texts_as_they_are_shown(opened):
     opened.until("document.activeElement.id === 'search'")
     opened.type("question sums17:")
     opened.until("document.getElementById('count').textContent.startsWith('1 of')")
-    opened.run("document.getElementById('list').focus()")
+    opened.key("Tab")
+    opened.until("document.activeElement.id === 'list'")
     opened.key("Enter", "\r")
     opened.until("document.getElementById('item').open")
     assert "Question sums17" in opened.run("document.querySelector('#item pre').textContent")
@@ -145,7 +153,8 @@ def test_a_click_opens_an_item_and_every_hostile_answer_is_text(opened):
 
 
 def test_only_the_rows_in_view_are_in_the_page(opened):
-    opened.run("document.getElementById('list').focus()")
+    opened.click("#search")
+    opened.key("Tab")
     opened.key("End")
     opened.until(f"document.querySelector('[aria-selected=true]')?.id === 'row-{N - 1}'")
     assert opened.run("document.querySelectorAll('.row').length") < 60
@@ -191,13 +200,29 @@ def test_fifty_thousand_items_stay_responsive(browser, tmp_path):
     browser.open(path.as_uri())
     browser.until("document.getElementById('count')?.textContent === '50,000 of 50,000 items'")
     assert time.monotonic() - begun < 20
+    browser.click("#search")
     # The longest wait for a frame while a search goes over all texts.
     browser.run(
         "window.longest = 0; (() => { let last = performance.now(); const step = (now) => { window.longest = "
         "Math.max(window.longest, now - last); last = now; requestAnimationFrame(step); }; "
         "requestAnimationFrame(step); })()"
     )
-    browser.run("document.getElementById('search').focus()")
     browser.type("answer 49999 ")
     browser.until("document.getElementById('count').textContent.startsWith('1 of')")
     assert browser.run("window.longest") < 500
+
+
+def test_the_viewer_s_page_opens_by_the_file_that_leads_to_it_and_by_its_address(browser, tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, {("t", f"{n}"): float(n % 2) for n in range(10)}, name=name)
+    browser.troubles.clear()
+    for opens in (doorway, contextlib.nullcontext):  # another port: another cookie
+        with make_server(tmp_path) as (server, address), opens(address) as way:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            browser.send("Page.navigate", url=way)
+            browser.until("document.querySelectorAll('a[href^=\"/run/\"]').length === 2")
+            browser.click("a[href^='/run/']")
+            browser.until("document.title === 'a'")
+            assert "key" not in browser.run("location.href")
+            server.shutdown()
+    assert browser.troubles == []
