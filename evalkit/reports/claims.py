@@ -27,6 +27,7 @@ from evalkit.reports.sensitivity import (
 )
 from evalkit.reports.terminal import notes
 from evalkit.runs.health import sentences
+from evalkit.runs.spec import RunSpec
 from evalkit.stats.clusters import design_effect
 from evalkit.stats.components import Design
 from evalkit.stats.results import Estimate
@@ -614,9 +615,11 @@ def _family(comparison: Comparison) -> str:
     )
 
 
-def repeat_claim(comparison: Comparison, commands: Sequence[str]) -> Claim:
-    """Commands, versions and hashes."""
-    rows = []
+def repeat_claim(
+    comparison: Comparison, commands: Sequence[str], sources_of: Sequence[tuple[str, str, str]] = ()
+) -> Claim:
+    """Commands, versions and hashes; `sources_of` are rows about what else the report was made from."""
+    rows: list[tuple[str, str, str]] = []
     for side, record in (("A", comparison.record_a), ("B", comparison.record_b)):
         model, spec = record.get("model") or {}, record.get("spec") or {}
         facts = {
@@ -634,7 +637,7 @@ def repeat_claim(comparison: Comparison, commands: Sequence[str]) -> Claim:
         "repeat",
         "How to repeat this",
         (f"evalkit {evalkit.__version__}", *commands),
-        (Table(("run", "what", "value"), tuple(rows), n_text=3),),
+        (Table(("run", "what", "value"), (*rows, *sources_of), n_text=3),),
     )
 
 
@@ -644,14 +647,26 @@ def run_command(record: Mapping[str, Any], out: str) -> str | None:
     if not spec.get("model") or not spec.get("tasks"):
         return None
     words = ["evalkit", "run", "--model", str(spec["model"]), "--tasks", _text(spec["tasks"])]
-    for name in ("limit", "num_fewshot", "repeats", "task_seed", "subset_seed", "backend", "margin", "gen_kwargs"):
+    for name, field in RunSpec.model_fields.items():
         value = spec.get(name)
-        if value not in (None, {}, "", []):
-            shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-            words += [f"--{name.replace('_', '-')}", shown]
-    words += ["--seeds", _text(spec["seeds"])] if spec.get("seeds") else []
-    words += ["--chat-template"] if spec.get("chat_template") else []
+        if (
+            name in _PLACES
+            or value is None
+            or value is False
+            or value in ("", [], {})
+            or _text(value) == _text(field.default)
+        ):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Mapping):
+            words.append(",".join(f"{key}={one}" for key, one in value.items()))
+        elif value is not True:
+            words.append(_text(value))
     return shlex.join([*words, "--out", out])
+
+
+_PLACES: Final = ("model", "tasks", "out", "checkpoints", "checkpoint_pattern", "perplexity")
+"""Of a run's spec: what is said otherwise, or not by a run of tasks."""
 
 
 def _text(value: Any) -> str:

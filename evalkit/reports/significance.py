@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import shlex
 from collections import Counter
@@ -22,7 +23,7 @@ from evalkit.reports.document import Report
 from evalkit.reports.explorer import Evidence, evidence
 from evalkit.reports.figures import forest_plot
 from evalkit.reports.figures_evidence import discordance_bars, leak_strip, order_mosaic, power_curve, seed_strip
-from evalkit.reports.inputs import Run, load_run
+from evalkit.reports.inputs import Run, audit_record, load_run, read_json
 from evalkit.reports.joining import clusters_of
 from evalkit.reports.notebook import notebook
 from evalkit.reports.page import one_line, render_page
@@ -110,6 +111,7 @@ def with_evidence(
         followed=followed,
         places=[str(one.directory) for one in runs],
         made_by=made_by,
+        made_from=made_from(audit_path, None if judge is None else Path(judge)),
         others=dict(zip(_distinct([one.name for one in runs])[2:], [one.record for one in runs[2:]], strict=True)),
     )
     return made, partial(evidence, comparison, runs[0], audit_path, verdicts)
@@ -124,9 +126,13 @@ def assemble(
     followed: Any = None,
     places: Sequence[str] = ("A", "B"),
     made_by: Mapping[str, Any] | None = None,
+    made_from: Sequence[tuple[str, str, str]] = (),
     others: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Report:
-    """Put the claims together in their order; `others` are the records of further models by their names."""
+    """Put the claims together in their order.
+
+    `made_from` is as the function of that name returns it; `others` are the records of further models by their names.
+    """
     drawings: dict[str, Callable[[], Figure]] = {"forest": partial(forest_plot, comparison)}
     if comparison.items:
         drawings["discordance"] = partial(discordance_bars, comparison)
@@ -154,7 +160,7 @@ def assemble(
         claims.trend_claim(followed) if followed is not None else None,
         claims.health_claim(comparison, others or {}),
         claims.assumptions_claim(comparison),
-        claims.repeat_claim(comparison, commands(comparison, places, made_by or {})),
+        claims.repeat_claim(comparison, commands(comparison, places, made_by or {}), made_from),
     ]
     suspects = comparison.suspects() | {
         name: sentences({"findings": [], **record["health"]})
@@ -194,6 +200,38 @@ def commands(comparison: Comparison, places: Sequence[str], options: Mapping[str
     return [*(one for one in made if one), shlex.join([*words, "-o", "report.html"])]
 
 
+def made_from(audit: Path | None, judge: Path | None) -> list[tuple[str, str, str]]:
+    """Say what audit and verdicts the report was made from: (which, what, value), with versions and hashes."""
+    rows: list[tuple[str, str, Any]] = []
+    if audit is not None:
+        record = read_json(audit_record(audit))
+        files = [one for one in record.get("corpus") or [] if isinstance(one, Mapping)]
+        benchmarks = [str(one.get("name")) for one in record.get("benchmarks") or [] if isinstance(one, Mapping)]
+        rows = [
+            ("audit", "evalkit", record.get("evalkit")),
+            ("audit", "finished", record.get("finished")),
+            ("audit", "benchmarks", ", ".join(benchmarks)),
+            ("audit", "items.parquet, sha256", _sha256(audit / "items.parquet")),
+        ]
+        rows += [("corpus", str(one.get("file")), one.get("fingerprint") or "no hash") for one in files[:_MOST_FILES]]
+        if len(files) > _MOST_FILES:
+            rows.append(("corpus", "further files", f"{len(files) - _MOST_FILES:,}: see the audit's record"))
+    if judge is not None:
+        path = judge / "verdicts.parquet" if judge.is_dir() else judge
+        settings = path.parent / "judge.json"
+        rows += [("judge", name.replace("_", " "), read_json(settings).get(name)) for name in ("judge", "verdicts_by")]
+        rows += [("judge", f"{one.name}, sha256", _sha256(one)) for one in (settings, path) if one.is_file()]
+    return [(which, what, str(value)) for which, what, value in rows if value]
+
+
+_MOST_FILES: Final = 20
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_verdicts(place: Path) -> pa.Table:
     """Read the verdicts of `evalkit judge`.
 
@@ -224,25 +262,25 @@ def order_counts(verdicts: pa.Table, name_a: str, name_b: str) -> dict[str, np.n
     Winners are A, tie, B. A and B are those of the names given, whichever way round the verdicts have them; judges
     without such a pair in both orders are left out.
     """
-    by_pair: dict[tuple[str, ...], dict[str, str]] = {}
+    by_pair: dict[tuple[str, str], dict[str, str]] = {}
     names = ["judge", "pair_id", "order", "repeat", "winner", "model_a", "model_b"]
     for row in verdicts.select(names).to_pylist():
         models = row["model_a"], row["model_b"]
         if row["repeat"] == 0 and row["order"] is not None and models in ((name_a, name_b), (name_b, name_a)):
-            turned = models != (name_a, name_b)
-            order, winner = ((_OTHER_SIDE.get(row[name], row[name])) if turned else row[name] for name in _SIDES)
-            by_pair.setdefault((row["judge"], row["pair_id"], *models), {})[order] = winner
+            order, winner = row["order"], row["winner"]
+            if models != (name_a, name_b):
+                order, winner = _TURNED[order], _TURNED.get(winner, winner)
+            by_pair.setdefault((row["judge"], row["pair_id"]), {})[order] = winner
     found: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
     places = {"a": 0, "tie": 1, "b": 2}
-    for (judge, *_), orders in by_pair.items():
+    for (judge, _), orders in by_pair.items():
         if {orders.get("ab"), orders.get("ba")} <= places.keys():
             counts = found.setdefault(judge, np.zeros((3, 3), dtype=np.int64))
             counts[places[orders["ab"]], places[orders["ba"]]] += 1
     return found
 
 
-_SIDES: Final = ("order", "winner")
-_OTHER_SIDE: Final = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}
+_TURNED: Final = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}
 
 
 def standings_of(
