@@ -122,6 +122,13 @@ def test_hostile_names_stay_text_in_xml_and_markdown(tmp_path):
     summary = (tmp_path / "s.md").read_text()
     assert not [one for one in ("<x>", "@team", "https://", "\u202e", "\r", "\ufffe") if one in summary]
     assert "t<U+202E>" in suite[0].attrib["classname"]
+    # No format of the others trips over the names either.
+    ran = CliRunner().invoke(app, ["compare", *map(str, runs[:2]), "--json"])
+    assert (ran.exit_code, json.loads(ran.output)["tasks"][0]["task"]) == (0, "t<U+202E><U+FFFE>")
+    for ending in ("html", "md", "ipynb"):
+        out = tmp_path / f"r.{ending}"
+        assert CliRunner().invoke(app, ["report", *map(str, runs), "-o", str(out)]).exit_code == 0
+        assert {"\u202e", "\ufffe"}.isdisjoint(out.read_text())
 
 
 def with_failures(folder, n_lost, value=None):

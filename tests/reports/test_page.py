@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 
 from evalkit.reports.comparison import compare
+from evalkit.reports.document import markdown_text
 from evalkit.reports.explorer import Evidence, Leak, pack
 from evalkit.reports.figures import forest_plot, inline_svg, to_svg
+from evalkit.reports.inputs import load_run
 from evalkit.reports.page import policy, visible
 from evalkit.reports.page import render_page as render_report
 from evalkit.reports.significance import assemble, write_report
@@ -201,7 +203,26 @@ def test_long_names_of_models_stay_within_the_figure_and_tell_the_models_apart(t
 
 def test_lone_surrogates_and_control_characters_are_shown(tmp_path):
     assert visible("a\ud800b\x1b\u202e\n") == "a\u27e8U+D800\u27e9b\u241b\u27e8U+202E\u27e9\n"
+    assert visible("\ufffe\uffff\ufdd0\U0001ffff") == "".join(
+        f"\u27e8U+{one}\u27e9" for one in ("FFFE", "FFFF", "FDD0", "1FFFF")
+    )
     assert visible(None) == ""
+
+
+def test_markdown_makes_no_link_mention_formula_or_line_of_foreign_text():
+    assert markdown_text("@team a@b.org") == "@<!-- -->team a@<!-- -->b.org"
+    assert markdown_text("see https://e.org, WWW.e.org: #12") == (
+        "see https:<!-- -->//e.org, WWW<!-- -->.e.org: \\#<!-- -->12"
+    )
+    assert markdown_text("$x$\r\n| [a](b) `c` <d>") == "\\$x\\$  \\| \\[a\\](b) \\`c\\` &lt;d&gt;"
+
+
+def test_names_of_models_and_tasks_are_written_out_once_where_a_run_is_read(tmp_path):
+    folder = write_run(tmp_path / "a", {("t\u202e\n", "1"): 1.0}, name="m\u202e\x1b[31m\u200bx")
+    run = load_run(folder)
+    assert (run.name, run.tasks) == ("m<U+202E><U+001B>[31m<U+200B>x", ["t<U+202E><U+000A>"])
+    assert list(run.record["tasks"]) == run.tasks
+    assert run.primary(run.tasks[0], None) == ("acc", "none")
 
 
 def test_the_figure_is_well_formed_the_same_every_time_and_shows_foreign_names_as_they_are(comparison):
