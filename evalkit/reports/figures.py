@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 # Blue and orange of Okabe and Ito's palette; shapes and fill say the same for those who see no colour.
 COLOUR: Final = {"all": "#0072B2", "clean": "#D55E00"}
 _OFFSET: Final = {"all": 0.0, "clean": 0.34}
+_ROOMY: Final = 20
+"""Rows of a forest plot with room for two lines of numbers each."""
+
 STYLE: Final[dict[Any, Any]] = {
     # Names of models and tasks are foreign text: a dollar sign in them is no formula.
     "text.parse_math": False,
@@ -28,7 +34,7 @@ STYLE: Final[dict[Any, Any]] = {
     "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
 }
-_GREY: Final = "#767676"
+GREY: Final = "#767676"
 
 LOOKS: Final = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 """Of lines beside each other: Okabe and Ito's palette, with shapes for those who see no colour."""
@@ -37,22 +43,48 @@ MAX_NAME: Final = 30
 """Characters of a model's name in a figure: two of them and a few words fit on its width."""
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[Callable[..., Figure]]:
+    """Give what makes a figure, in the look that all have; it belongs to no window and no global state."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        yield functools.partial(_shown_figure(), layout="constrained")
+
+
+@functools.cache
+def _shown_figure() -> type[Figure]:
+    """A figure that shows itself in a notebook without pyplot, and on a dark page, too."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_svg_(self) -> str:
+            return to_svg(self, transparent=False)
+
+    return ShownFigure
+
+
+def bare(axes: Axes, *more: str) -> None:
+    """Take away the frame at the top and the right, and on what other sides are named."""
+    for side in ("top", "right", *more):
+        axes.spines[side].set_visible(False)
+
+
 def forest_plot(comparison: Comparison) -> Figure:
     """Draw the difference B minus A of each task, and of the tasks together, on all and on the clean items.
 
     Filled squares: all items; hollow circles: clean items; thick lines: intervals, thin ones those that hold for all
-    tasks at once; shaded: the margin; diamonds: all tasks together. Numbers are percentage points.
+    tasks at once; shaded: the margin; diamonds: all tasks together. Numbers are percentage points. Of many tasks the
+    rows are narrow, so that 60 fit on a printed page, and the numbers are those of all items.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     rows = _rows(comparison)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 0.9 + 0.52 * len(rows)), layout="constrained")
+    many = len(rows) > _ROOMY
+    with drawing() as new:
+        figure = new(figsize=(7.6, 0.9 + (0.16 if many else 0.52) * len(rows)))
         axes = figure.add_subplot()
         for position, (name, results) in enumerate(rows):
             for subset, result in results.items():
-                _draw(axes, position + _OFFSET[subset], result, is_overall=name == OVERALL)
+                _draw(axes, position + _OFFSET[subset], result, is_overall=name == OVERALL, small=many)
         _decorate(axes, comparison, rows)
     return figure
 
@@ -66,17 +98,19 @@ def _rows(comparison: Comparison) -> list[tuple[str, dict[str, SubsetResult]]]:
     return list(shown.items())
 
 
-def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) -> None:
+def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool, small: bool) -> None:
     difference, colour = result.difference, COLOUR[result.subset]
-    if difference.low is not None and difference.high is not None:
-        axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=colour, linewidth=2.2)
-    # The wider one, on which a verdict of one task among several rests.
+    thick, thin, size = (1.4, 0.6, 3.4) if small else (2.2, 0.8, 6.0)
+    # The wider interval is that on which a verdict of one task among several rests.
     decisive = result.decision.estimate
-    if decisive.low is not None and decisive.high is not None:
-        axes.plot([100 * decisive.low, 100 * decisive.high], [height, height], color=colour, linewidth=0.8)
+    for one, width in ((difference, thick), (decisive, thin)):
+        if one.low is not None and one.high is not None:
+            axes.plot([100 * one.low, 100 * one.high], [height, height], color=colour, linewidth=width)
     marker = "D" if is_overall else ("s" if result.subset == "all" else "o")
     face = colour if result.subset == "all" else "white"
-    axes.plot([100 * difference.estimate], [height], marker=marker, markersize=6, color=colour, markerfacecolor=face)
+    axes.plot([100 * difference.estimate], [height], marker=marker, markersize=size, color=colour, markerfacecolor=face)
+    if small and result.subset != "all":
+        return
     interval = (
         "no interval"
         if decisive.low is None or decisive.high is None
@@ -88,7 +122,7 @@ def _draw(axes: Axes, height: float, result: SubsetResult, *, is_overall: bool) 
         f"{points(difference.estimate)}  ({interval})   n = {result.n_items:,}",
         transform=axes.get_yaxis_transform(),
         verticalalignment="center",
-        fontsize=8,
+        fontsize=7 if small else 8,
     )
 
 
@@ -96,21 +130,21 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
     """Zero line, labels, direction, and a legend that shows each marker."""
     from matplotlib.lines import Line2D
 
-    axes.axvline(0, color=_GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
     if (margin := comparison.decision_rule.margin) is not None:
-        axes.axvspan(-100 * margin, 100 * margin, color=_GREY, alpha=0.12, linewidth=0)
+        axes.axvspan(-100 * margin, 100 * margin, color=GREY, alpha=0.12, linewidth=0)
     with_overall = rows[-1][0] == OVERALL
     if with_overall:
-        axes.axhline(len(rows) - 1.33, color=_GREY, linewidth=0.5, linestyle=":")
+        axes.axhline(len(rows) - 1.33, color=GREY, linewidth=0.5, linestyle=":")
     axes.set_yticks([position + 0.17 * (len(results) > 1) for position, (_, results) in enumerate(rows)])
-    axes.set_yticklabels([f"{name} (mean of tasks)" if name == OVERALL else name for name, _ in rows])
+    labels = [f"{name} (mean of tasks)" if name == OVERALL else shown(name) for name, _ in rows]
+    axes.set_yticklabels(labels, fontsize=7 if len(rows) > _ROOMY else 9)
     axes.set_ylim(len(rows) - 0.3, -0.5)
     names = shorten(comparison.name_b), shorten(comparison.name_a)
     minus = " minus ".join(names if names[0] != names[1] else ("B", "A"))
     axes.set_xlabel(f"{minus}\npercentage points   (right of 0: {_right_side(comparison)})")
     axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    bare(axes, "left")
     if any("clean" in results for _, results in rows):
         handles = [
             Line2D([], [], color=COLOUR["all"], marker="s", label="all items"),
@@ -119,9 +153,16 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
 
 
+def shown(name: str) -> str:
+    """Make a foreign name fit to show: without what could break the figure, or turn the text around."""
+    from evalkit.reports.page import one_line  # which draws figures itself
+
+    return one_line(name)
+
+
 def shorten(name: str) -> str:
     """Leave out the middle of a long name: families begin alike, and checkpoints end differently."""
-    head = (MAX_NAME - 1) // 2
+    name, head = shown(name), (MAX_NAME - 1) // 2
     return name if len(name) <= MAX_NAME else f"{name[:head]}\u2026{name[head + 1 - MAX_NAME :]}"
 
 
@@ -137,17 +178,23 @@ def check_figure_path(path: Path) -> None:
         raise SpecError(f"'{path}' is neither SVG nor PNG", where="--figure", do="Let it end in .svg or .png")
 
 
+def panels(draw: Sequence[Callable[[Axes], None]]) -> Figure:
+    """Draw panels, two beside each other."""
+    n_columns = min(2, len(draw))
+    n_rows = -(-len(draw) // n_columns)
+    with drawing() as new:
+        figure = new(figsize=(3.8 * n_columns, 2.7 * n_rows))
+        for place, panel in enumerate(draw, start=1):
+            panel(figure.add_subplot(n_rows, n_columns, place))
+    return figure
+
+
 def write_panels(path: Path, draw: Sequence[Callable[[Axes], None]]) -> None:
     """Draw panels, two beside each other, and write them to an .svg or .png file, whole or not at all."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    n_columns = min(2, len(draw))
-    n_rows = -(-len(draw) // n_columns)
+    figure = panels(draw)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.8 * n_columns, 2.7 * n_rows), layout="constrained")
-        for place, panel in enumerate(draw, start=1):
-            panel(figure.add_subplot(n_rows, n_columns, place))
         if path.suffix == ".svg":
             content = to_svg(figure).encode()
         else:
@@ -158,14 +205,49 @@ def write_panels(path: Path, draw: Sequence[Callable[[Axes], None]]) -> None:
         temporary.write_bytes(content)
 
 
-def to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure, *, transparent: bool = True) -> str:
     """Return the figure as an SVG element, the same bytes for the same figure, without XML prolog."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(
-            buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
+            buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=transparent
         )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+_STYLED: Final = re.compile(r' style="([^"]*)"')
+_SHEET: Final = re.compile(r"<style\b.*?</style>", re.DOTALL)
+_FONT: Final = re.compile(r"(?:(italic|oblique) )?(?:(bold|\d+) )?([\d.]+)px (.+)")
+_OWN_ID: Final = re.compile(r'((?: id="|url\(#|xlink:href="#))')
+_BLACK: Final = re.compile(r'(fill|stroke)="(?:#000000|black)"')
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG element for a page with a strict content policy and two colour schemes.
+
+    There is no style in it, neither a sheet nor an attribute: declarations become attributes of the same meaning. Black
+    becomes the colour of the page's text, white has the class `paper`, and ids begin with `name`.
+    """
+    text = _SHEET.sub("", to_svg(figure))
+    text = _STYLED.sub(lambda found: "".join(_attributes(found[1])), text)
+    # What matplotlib's sheet says of all elements, said once: it is inherited. So is the colour of what has none.
+    text = text.replace("<svg ", '<svg fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" ', 1)
+    text = re.sub(r'(fill|stroke)="#ffffff"', r'class="paper-\1" \1="#ffffff"', text)
+    text = _BLACK.sub(r'\1="currentColor"', text)
+    return _OWN_ID.sub(lambda found: f"{found[1]}{name}-", text)
+
+
+def _attributes(style: str) -> Iterator[str]:
+    for declaration in style.split(";"):
+        key, _, value = declaration.partition(":")
+        key, value = key.strip(), value.strip().replace("&quot;", "'")
+        if key == "font" and (found := _FONT.fullmatch(value)):
+            slant, weight, size, family = found.groups()
+            yield f' font-size="{size}px" font-family="{family}"'
+            yield f' font-style="{slant}"' if slant else ""
+            yield f' font-weight="{weight}"' if weight else ""
+        elif key:
+            yield f' {key}="{value}"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from evalkit import tables
 from evalkit.corpora.shards import AGAINST_RECORD, AUDIT_RECORD
 from evalkit.errors import CompareError, EvalkitError
+from evalkit.terminal import safe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,14 +23,15 @@ if TYPE_CHECKING:
 CLEAN, FLAGGED = "clean", "flagged"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory, read.
 
     Attributes
     ----------
     directory, name
-        Where it is, and what its model is called.
+        Where it is, and what its model is called. Control and formatting characters in names of models and tasks are
+        written out here, once for all that show them.
     samples
         The samples table.
     record
@@ -42,6 +45,16 @@ class Run:
     samples: pd.DataFrame
     record: Mapping[str, Any]
     documents_kept: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        changed = {one: _shown_name(one) for one in self.samples.task.unique() if _shown_name(one) != one}
+        if changed:
+            record, kept = dict(self.record), self.documents_kept
+            record["tasks"] = {changed.get(name, name): task for name, task in self.record.get("tasks", {}).items()}
+            object.__setattr__(self, "samples", self.samples.assign(task=self.samples.task.replace(changed)))
+            object.__setattr__(self, "record", record)
+            object.__setattr__(self, "documents_kept", {changed.get(name, name): of for name, of in kept.items()})
+        object.__setattr__(self, "name", _shown_name(self.name))
 
     @cached_property
     def _by_task(self) -> dict[str, pd.DataFrame]:
@@ -181,6 +194,34 @@ class Run:
             )
         return found
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each task, by its first metric with scores: the mean over items, and its standard error."""
+        import pandas as pd
+
+        rows = []
+        for task in self.tasks:
+            metric = self.primary(task, None)
+            items, n_unscored = self.items(task, metric)
+            mean, error = (items.score.mean(), items.score.sem()) if len(items) else (None, None)
+            rows.append({
+                "task": task, "metric": ",".join(metric), "n_items": len(items), "score": mean,
+                "standard_error": error, "n_unscored": n_unscored,
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}: {self.name}, {len(self.tasks)} tasks, {len(self.samples):,} rows)"
+
+    def _repr_html_(self) -> str:
+        table: str = self.to_frame().to_html(index=False, escape=True)
+        findings = "".join(f"<li>{html.escape(one)}</li>" for one in self._findings())
+        return f"<p><b>{html.escape(self.name)}</b></p>{table}{f'<ul>{findings}</ul>' if findings else ''}"
+
+    def _findings(self) -> list[str]:
+        """What the run's health check found."""
+        found = (self.record.get("health") or {}).get("findings") or []
+        return [f"{one['severity']}: {one['message']}" for one in found]
+
     def _loaded(self, tasks: Sequence[str]) -> dict[str, dict[str, Mapping[str, Any]]]:
         """Load the tasks' documents as the run did."""
         from evalkit.tasks import doc_hash, load_tasks
@@ -208,6 +249,10 @@ class Run:
         """What the record says of the task's metrics."""
         listed: list[Mapping[str, Any]] = self.record.get("tasks", {}).get(task, {}).get("metrics", [])
         return listed
+
+
+def _shown_name(name: Any) -> str:
+    return safe(str(name)).replace("\n", "<U+000A>").replace("\t", "<U+0009>")
 
 
 def _has_score(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -263,7 +308,7 @@ class Audit:
     n_bad_rows: int
 
 
-def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) -> Run:
+def load_run(directory: Path | str | Run, columns: Mapping[str, str] | None = None) -> Run:
     """Read a run directory, or what others wrote (`adaptors.read_results`); one that is read already is returned.
 
     `columns` are the names that a table has for its own: see `adaptors.from_frame`.
@@ -279,6 +324,7 @@ def load_run(directory: Path | Run, columns: Mapping[str, str] | None = None) ->
     """
     if isinstance(directory, Run):
         return directory
+    directory = Path(directory)
     path = directory / "samples.parquet"
     if not path.is_file():
         if (directory / "run.json").is_file():
@@ -378,7 +424,7 @@ def load_audit(directory: Path, rule: str | None) -> Audit:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a record; a missing one is empty.
+    """Read a record; a missing one is empty. Lone surrogates, which no file can hold, become question marks.
 
     Raises
     ------
@@ -387,9 +433,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CompareError(f"the record cannot be read ({error})", where=str(path), do="Restore it") from None
     if not isinstance(record, dict):
         raise CompareError("the record is no JSON object", where=str(path), do="Restore it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Joined:
     pairs: pd.DataFrame
     answers_a: pd.DataFrame
     answers_b: pd.DataFrame
-    counts: Mapping[str, int]
+    counts: Mapping[str, Any]
     share_draws: bool
 
     def clusters(self) -> list[str] | None:
@@ -86,6 +86,7 @@ def join(a: Run, b: Run, task: str, metric: str | None) -> Joined | str:
     of_a, of_b = a.answers(task, chosen), b.answers(task, chosen)
     n_unscored = int((~of_a.counts).sum() + (~of_b.counts).sum())
     scored_a, scored_b = (set(of.doc_hash[of.counts]) for of in (of_a, of_b))
+    known = of_a, of_b
     share_draws = not set(of_a.draw).isdisjoint(of_b.draw)
     n_unpaired = 0
     if share_draws:  # else the seeds are others on purpose, and an item's mean is over all its own
@@ -98,8 +99,25 @@ def join(a: Run, b: Run, task: str, metric: str | None) -> Joined | str:
         "n_only_b": len(scored_b - scored_a),
         "n_unscored": n_unscored,
         "n_unpaired": n_unpaired,
+        **_missing(*known, (documents_a | documents_b) - set(pairs.index)),
     }
     return Joined(chosen, pairs, of_a, of_b, counts, share_draws)
+
+
+def _missing(a: pd.DataFrame, b: pd.DataFrame, documents: set[str]) -> dict[str, Any]:
+    """How far the items that are left out could move the sum of differences, if scores lie between 0 and 1.
+
+    A score that one run has is taken as it is, one that nobody knows as 0 or 1.
+    """
+    if not documents:
+        return {}
+    ends = []
+    for rows in (a, b):
+        of = rows[rows.counts & rows.doc_hash.isin(documents)].groupby("doc_hash").score.mean()
+        n_unknown = len(documents) - len(of)
+        ends.append((float(of.sum()), float(of.sum()) + n_unknown))
+    low, high = ends[1][0] - ends[0][1], ends[1][1] - ends[0][0]
+    return {"n_missing": len(documents), "missing_low": low, "missing_high": high}
 
 
 def apart(a: Run, b: Run, task: str, metric: str | None) -> Apart | str:

@@ -1,69 +1,75 @@
-"""The comparison as one self-contained HTML page: no network, no scripts, all foreign text escaped."""
+"""The report as one self-contained HTML page: no network, a strict content policy, all foreign text escaped."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import time
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import evalkit
-from evalkit.files import write_text
-from evalkit.reports.comparison import OVERALL, Comparison, ItemPair, p_text, points
-from evalkit.reports.figures import forest_plot, to_svg
-from evalkit.reports.terminal import notes
+from evalkit.reports.document import Report
+from evalkit.reports.explorer import Evidence, pack
+from evalkit.reports.figures import inline_svg
 from evalkit.resources import resource_dir
 
-MAX_ITEMS: Final = 200
-"""Items shown on the page; the counts beside them are of all."""
-
 MAX_TEXT: Final = 600
-"""Characters of one text that the page shows."""
+"""Characters of one text outside the explorer."""
 
 
-def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the page, whole or not at all."""
-    write_text(path, render_page(comparison))
+def render_page(report: Report, known: Evidence | None = None) -> str:
+    """Return the page as HTML text; `known` is what the explorer shows of the items beside their scores.
 
-
-def render_page(comparison: Comparison) -> str:
-    """Return the page as HTML text.
-
-    Everything is escaped by the template engine except the figure, whose texts matplotlib escapes.
+    The template engine escapes everything but the figures, whose texts matplotlib escapes, and the page's own style and
+    script. The policy allows these two by their hashes, no other script, no style attribute, no HTML from text, and no
+    request but that for a data: image.
     """
     import jinja2
     from markupsafe import Markup
 
+    folder = resource_dir("reports")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(resource_dir("reports")),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = points
-    environment.filters["p_text"] = p_text
     environment.filters["visible"] = visible
-    differing = [item for item in comparison.items if item.score_a != item.score_b]
-    page: str = environment.get_template(
-        "report.html.j2"
-    ).render(
-        comparison=comparison,
-        figure=Markup(to_svg(forest_plot(comparison))),  # noqa: S704 - made by matplotlib from escaped labels
-        overall_name=OVERALL,
-        notes=notes(comparison),
-        suspects=comparison.suspects(),
-        outcomes=_outcomes(comparison.items),
-        items=differing[:MAX_ITEMS],
-        n_differing=len(differing),
-        audit_rows=_audit_rows(comparison),
-        runs=[_run_facts("A", comparison.record_a), _run_facts("B", comparison.record_b)],
+    css, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "explorer.js"))
+    known = known or Evidence()
+    page: str = environment.get_template("report.html.j2").render(
+        report=report,
+        policy=policy([css], [script]),
+        css=Markup(css),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        figures={
+            name: Markup(inline_svg(draw(), name))  # noqa: S704 - made by matplotlib from escaped labels
+            for name, draw in report.drawings.items()
+        },
+        blocks=pack(report.comparison, known),
+        slice_name=report.comparison.slices_by or "Slice",
+        explorer_notes=known.notes,
+        suspects=report.comparison.suspects(),
         version=evalkit.__version__,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     return page
+
+
+def policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """Return the content policy of a page with these style sheets and scripts and nothing else."""
+
+    def hashes(texts: Sequence[str]) -> str:
+        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes(scripts)}; style-src {hashes(styles)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
 
 
 def one_line(text: str) -> str:
@@ -75,7 +81,7 @@ def visible(text: str | None, limit: int = MAX_TEXT) -> str:
     """Make foreign text fit to show: cut to `limit` characters, control characters as symbols.
 
     Direction overrides and other invisible characters, which could make a page read otherwise than it is, are shown by
-    their number; lone surrogates, which no file can hold, too.
+    their number; lone surrogates, which no file can hold, and noncharacters, which no XML can, too.
     """
     if text is None:
         return ""
@@ -84,45 +90,8 @@ def visible(text: str | None, limit: int = MAX_TEXT) -> str:
 
 
 def _visible_character(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co"):
-        return character
     code = ord(character)
+    is_character = code & 0xFFFE != 0xFFFE and not 0xFDD0 <= code <= 0xFDEF
+    if character in "\n\t" or (is_character and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")):
+        return character
     return chr(0x2400 + code) if code < 0x20 else f"\u27e8U+{code:04X}\u27e9"
-
-
-def _outcomes(items: tuple[ItemPair, ...]) -> list[dict[str, Any]]:
-    """How many items each model alone does better on, by task."""
-    counts: dict[str, Counter[str]] = {}
-    for item in items:
-        side = "a" if item.score_a > item.score_b else "b" if item.score_b > item.score_a else "same"
-        counts.setdefault(item.task, Counter())[side] += 1
-    return [{"task": task, **{side: count[side] for side in ("a", "b", "same")}} for task, count in counts.items()]
-
-
-def _audit_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """How many items of each task are clean, flagged and not audited."""
-    if comparison.rule is None:
-        return []
-    counts: dict[str, Counter[str]] = {}
-    for item in comparison.items:
-        counts.setdefault(item.task, Counter())[item.status] += 1
-    return [
-        {"task": task, "clean": one["clean"], "flagged": one["flagged"], "missing": one["not audited"]}
-        for task, one in counts.items()
-    ]
-
-
-def _run_facts(side: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What one needs to repeat a run."""
-    model, spec = record.get("model", {}), record.get("spec", {})
-    facts = {
-        "model": model.get("path"),
-        "weights sha256": model.get("weights_sha256"),
-        "dtype": model.get("dtype"),
-        "tasks": ", ".join(map(str, spec.get("tasks") or ())),
-        "seeds": ", ".join(map(str, spec.get("seeds") or ())),
-        "limit": spec.get("limit"),
-        "finished": record.get("finished"),
-        "versions": ", ".join(f"{name} {version}" for name, version in record.get("packages", {}).items()),
-    }
-    return {"side": side, "name": record.get("name", ""), "facts": {k: v for k, v in facts.items() if v is not None}}

@@ -13,16 +13,18 @@ import numpy.typing as npt
 
 from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.reports.comparison import p_text, points
-from evalkit.reports.figures import LOOKS, check_figure_path, write_panels
+from evalkit.reports.figures import GREY, LOOKS, check_figure_path, panels, write_panels
 from evalkit.reports.inputs import load_run, read_json
 from evalkit.reports.page import one_line
 from evalkit.stats.means import mean_score
+from evalkit.stats.paired import paired_difference
 from evalkit.stats.results import Estimate
 from evalkit.stats.trend import MIN_CHECKPOINTS, UNRESOLVED, LateChange, RankTrend, late_change, rank_trend
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SCOPE: Final = (
     "verdicts are for items like these at these checkpoints; they say nothing of other seeds or of what comes next"
@@ -43,13 +45,18 @@ class StepScore:
 
 @dataclass(frozen=True)
 class SeriesTrend:
-    """One training run, or the mean of `n_series` of them, on one task; `late` is None below 3 checkpoints."""
+    """One training run, or the mean of `n_series` of them, on one task; `late` is None below 3 checkpoints.
+
+    `clear_from` is the step from which on the score differs from the first checkpoint's, on the same side at all later
+    steps, by intervals that hold for all steps at once (Bonferroni); None where there is none.
+    """
 
     series: str | None
     n_series: int
     steps: tuple[StepScore, ...]
     rank: RankTrend
     late: LateChange | None
+    clear_from: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -124,7 +131,9 @@ class _Checkpoint:
     n_unscored: int
 
 
-def trend(directory: Path, *, metric: str | None = None, confidence_level: float = 0.95) -> Trend:
+def trend(
+    directory: Path, *, metric: str | None = None, confidence_level: float = 0.95, cluster: str | None = None
+) -> Trend:
     """Follow each task's score over the steps of the runs anywhere below a folder.
 
     Parameters
@@ -135,6 +144,8 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
         "metric" or "metric,filter"; default: the first of each task.
     confidence_level
         Of the intervals and verdicts.
+    cluster
+        A column of the documents: items with the same value share a source. Default: what the runs say.
 
     Raises
     ------
@@ -148,9 +159,12 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
     places, warnings = _places(directory)
     checkpoints: dict[str, list[_Checkpoint]] = {}
     chosen: dict[str, tuple[str, str, bool]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for folder, series, step in places:
         run = load_run(folder)
         suspect = bool((run.record.get("health") or {}).get("suspect"))
+        if cluster and (new := [task for task in run.tasks if task not in chosen]):
+            sources |= run.document_column(cluster, new)
         for task in run.tasks:
             primary = run.primary(task, ",".join(chosen[task][:2]) if task in chosen else metric)
             chosen.setdefault(task, (*primary, run.higher_is_better(task, *primary)))
@@ -158,6 +172,8 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
             if items.empty:
                 warnings.append(f"{task}: left out step {step} in {folder}: no answer has a score")
                 continue
+            if task in sources:
+                items = with_sources(items, sources[task])
             checkpoints.setdefault(task, []).append(_Checkpoint(folder, series, step, suspect, items, n_unscored))
     if not checkpoints:
         raise InputError("no run has a score per item", where=str(directory), do="Choose another --metric")
@@ -167,6 +183,13 @@ def trend(directory: Path, *, metric: str | None = None, confidence_level: float
         tasks.append(result)
         warnings.extend(f"{task}: {warning}" for warning in dict.fromkeys(of_task))
     return Trend(str(directory), tuple(tasks), tuple(warnings))
+
+
+def with_sources(items: pd.DataFrame, source_of: Mapping[str, Any]) -> pd.DataFrame:
+    """Take items with the same value of a column as a cluster; those without one stand for themselves."""
+    found = [source_of.get(str(item)) for item in items.index]
+    named: list[Any] = [None if one is None else str(one) for one in found]
+    return items.assign(cluster=named)
 
 
 def _places(directory: Path) -> tuple[list[tuple[Path, str | None, int]], list[str]]:
@@ -270,7 +293,26 @@ def _follow(
         ),
         rank=rank_trend(steps, [mean.estimate for mean in means]),
         late=late,
+        clear_from=_clear_from(scores, steps, cluster, confidence_level),
     )
+
+
+def _clear_from(
+    scores: npt.NDArray[np.float64], steps: Sequence[int], cluster: Sequence[Any], confidence_level: float
+) -> int | None:
+    """The step from which on the difference to the first one is clear, and stays on its side."""
+    if len(steps) < 2:
+        return None
+    level = 1 - (1 - confidence_level) / (len(steps) - 1)
+    sides = []
+    for column in scores.T[1:]:
+        found = paired_difference(scores[:, 0], column, cluster=cluster, confidence_level=level, method="auto")
+        clear = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+        sides.append(np.sign(found.estimate) if clear else 0.0)
+    first = len(sides)
+    while first > 0 and sides[first - 1] == sides[-1] != 0:
+        first -= 1
+    return steps[first + 1] if first < len(sides) else None
 
 
 def _warnings(result: TaskTrend, checkpoints: Sequence[_Checkpoint], scores: pd.DataFrame) -> list[str]:
@@ -370,6 +412,11 @@ def write_trend_figure(trend: Trend, path: Path) -> None:
     write_panels(path, [partial(_draw, task=task) for task in trend.tasks])
 
 
+def checkpoint_trend(trend: Trend) -> Figure:
+    """Draw a panel per task, as `write_trend_figure` does, and return the figure."""
+    return panels([partial(_draw, task=task) for task in trend.tasks])
+
+
 def _draw(axes: Axes, task: TaskTrend) -> None:
     drawn = []
     for number, line in enumerate(task.lines):
@@ -387,6 +434,16 @@ def _draw(axes: Axes, task: TaskTrend) -> None:
             *([values[i] for i in hollow] for values in (steps, score)),
             color=colour, marker=marker, markersize=4, markerfacecolor="white", linestyle="none",
         )  # fmt: skip
+    if (clear := task.lines[-1].clear_from) is not None:
+        axes.axvline(clear, color=GREY, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "clear",
+            (clear, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -8),
+            textcoords="offset points",
+            fontsize=7,
+        )
     key = " (hollow: suspect)" if any(one.suspect for line in task.series for one in line.steps) else ""
     axes.set_title(one_line(task.task) + key, loc="left", fontsize=9)
     axes.set_xlabel("step")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,12 +39,15 @@ class Journal:
     Each answer is its own transaction: in WAL mode that is one small write without waiting for the disk, and a
     process that is killed loses nothing that it had written. Only a power cut can take the last answers.
 
-    Several runs may share one file, also at the same time.
+    Several runs may share one file, also at the same time. `read_only` opens a file that is there, and writes nothing.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        if read_only:
+            self._connection = _open_to_read(path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # In a notebook, answers come on another thread, while the first one waits.
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -74,8 +77,21 @@ class Journal:
         return {key: answer for key, (_, _, answer) in self.entries(keys).items()}
 
     def entries(self, keys: Iterable[str]) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Return (method, request, answer) of what is there, by key."""
-        wanted = list(dict.fromkeys(keys))
+        """Return (method, request, answer) of what is there, by key.
+
+        Raises
+        ------
+        InputError
+            The file is no journal, or damaged.
+        """
+        try:
+            return self._entries(list(dict.fromkeys(keys)))
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise InputError(
+                f"the journal cannot be read ({error})", where=str(self.path), do="Bring back the run's own"
+            ) from None
+
+    def _entries(self, wanted: Sequence[str]) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
         found = {}
         for begin in range(0, len(wanted), _LOOKUP_CHUNK):
             chunk = wanted[begin : begin + _LOOKUP_CHUNK]
@@ -95,3 +111,13 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    # Without a log beside the file nobody writes to it, and SQLite need not make one either.
+    log = path.with_name(f"{path.name}-wal")
+    mode = "mode=ro" if log.exists() else "immutable=1"
+    try:
+        return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise InputError(f"the journal cannot be opened ({error})", where=str(path), do="Bring it back") from None

@@ -275,8 +275,8 @@ def bradley_terry(
         method = "Bradley-Terry, Firth's penalty"
         warnings.append(f"{why}: strengths are finite by a penalty only, and errors are the model's, without clusters")
     V, strengths = covariance[:k, :k], beta[:k] - beta[:k].mean()
-    critical = _critical_value(V, len(sizes), confidence_level, n_draws, seed)
-    rank_low, rank_high = _rank_sets(strengths, V, critical)
+    critical = critical_value(V, len(sizes), confidence_level, n_draws, seed)
+    rank_low, rank_high = rank_sets(strengths, V, critical)
     errors, q = np.sqrt(np.maximum(np.diag(covariance), 0)), _quantile(confidence_level, len(sizes))
     unit = "comparisons" if cluster is None else "prompts"
     named = {"half": ", ties half a win", "davidson": ", ties by Davidson"}[ties] if n_ties else ""
@@ -535,7 +535,7 @@ def _sandwich(H: Floats, scores: Any, codes: Ints, n_clusters: int) -> Floats:
     return found
 
 
-def _critical_value(V: Floats, n_units: int, confidence_level: float, n_draws: int, seed: int) -> float:
+def critical_value(V: Floats, n_units: int, confidence_level: float, n_draws: int, seed: int) -> float:
     """The quantile of the largest |t| over all pairwise differences, of draws from the covariance (multivariate t)."""
     k = len(V)
     i, j = np.triu_indices(k, 1)
@@ -556,10 +556,12 @@ def _critical_value(V: Floats, n_units: int, confidence_level: float, n_draws: i
     return float(np.quantile(np.concatenate(largest), confidence_level))
 
 
-def _rank_sets(strengths: Floats, V: Floats, critical: float) -> tuple[Ints, Ints]:
+def rank_sets(strengths: Floats, V: Floats, critical: float) -> tuple[Ints, Ints]:
+    """The best and the worst rank of each model; two whose difference has no error are never surely apart."""
     variances = np.diag(V)[:, None] + np.diag(V) - 2 * V
     gap = strengths - strengths[:, None]  # row: how much better the column's model is
-    sure = critical * np.sqrt(np.maximum(variances, 0))
-    better = (gap > sure) & (variances > 0)
-    worse = (-gap > sure) & (variances > 0)
+    known = variances > 1e-12 * np.diag(V).max()  # what is less is rounding
+    sure = np.full_like(variances, np.inf)
+    sure[known] = critical * np.sqrt(variances[known])
+    better, worse = gap > sure, -gap > sure
     return 1 + better.sum(axis=1), len(V) - worse.sum(axis=1)

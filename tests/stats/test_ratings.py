@@ -13,7 +13,7 @@ from scipy import optimize, special
 from scipy.stats import studentized_range
 
 from evalkit.errors import InputError, SpecError
-from evalkit.stats.ratings import Ratings, _critical_value, bradley_terry
+from evalkit.stats.ratings import Ratings, bradley_terry, critical_value
 
 TEAMS = ["Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore"]
 WINS = [
@@ -267,7 +267,7 @@ def test_the_critical_value_of_many_equal_models_is_that_of_the_studentised_rang
     table = [[0 if i == j else 200 for j in range(6)] for i in range(6)]
     found = bradley_terry(*battles(table, names), n_draws=50_000)
     assert set(found.rank_low) == {1}
-    critical = _critical_value(np.array(found.covariance), found.n, 0.95, 50_000, 0)
+    critical = critical_value(np.array(found.covariance), found.n, 0.95, 50_000, 0)
     assert critical == pytest.approx(studentized_range.ppf(0.95, 6, np.inf) / np.sqrt(2), abs=0.03)
 
 
