@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 # What changes a terminal's state, or hides and reorders what stands around it: control and formatting characters but
-# line break and tab. And noncharacters, which XML refuses. The two joiners (U+200C, U+200D) stay: Persian and emoji are written with
-# them.
+# line break and tab; and noncharacters, which XML refuses. The two joiners (U+200C, U+200D) stay: Persian and emoji are
+# written with them.
 _UNSAFE: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufdd0-\ufdef"
     r"\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U0001bca0-\U0001bca3\U000e0000-\U000e007f]"

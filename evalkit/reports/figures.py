@@ -137,7 +137,7 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
     if with_overall:
         axes.axhline(len(rows) - 1.33, color=GREY, linewidth=0.5, linestyle=":")
     axes.set_yticks([position + 0.17 * (len(results) > 1) for position, (_, results) in enumerate(rows)])
-    labels = [f"{name} (mean of tasks)" if name == OVERALL else shown(name) for name, _ in rows]
+    labels = [f"{name} (mean of tasks)" if name == OVERALL else readable(name) for name, _ in rows]
     axes.set_yticklabels(labels, fontsize=7 if len(rows) > _ROOMY else 9)
     axes.set_ylim(len(rows) - 0.3, -0.5)
     names = shorten(comparison.name_b), shorten(comparison.name_a)
@@ -153,7 +153,7 @@ def _decorate(axes: Axes, comparison: Comparison, rows: list[tuple[str, dict[str
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
 
 
-def shown(name: str) -> str:
+def readable(name: str) -> str:
     """Make a foreign name fit to show: without what could break the figure, or turn the text around."""
     from evalkit.reports.page import one_line  # which draws figures itself
 
@@ -162,7 +162,7 @@ def shown(name: str) -> str:
 
 def shorten(name: str) -> str:
     """Leave out the middle of a long name: families begin alike, and checkpoints end differently."""
-    name, head = shown(name), (MAX_NAME - 1) // 2
+    name, head = readable(name), (MAX_NAME - 1) // 2
     return name if len(name) <= MAX_NAME else f"{name[:head]}\u2026{name[head + 1 - MAX_NAME :]}"
 
 

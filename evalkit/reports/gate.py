@@ -232,8 +232,9 @@ def check_rules(
                     f"{name} has no clean items in this comparison", where=f"--rule '{rule.text}'", do="Give --audit"
                 )
             checks.append(_check(rule, name, subsets[rule.subset], comparison, allow_dropped=allow_dropped))
-    said = [*notes(comparison), _HOW]
-    suspects = [f"{run}: {one}" for run, findings in comparison.suspects().items() for one in findings]
+    said = [*notes(comparison), *([_HOW] if len(checks) > 1 else [])]
+    found_suspect = comparison.suspects().items()
+    suspects = [f"{run}: {one}" for run, findings in found_suspect for one in findings or ["it is marked as suspect"]]
     for found, is_allowed in ((suspects, allow_suspect), (skipped, allow_dropped)):
         if is_allowed:
             said += [f"allowed: {one}" for one in found]
@@ -243,8 +244,9 @@ def check_rules(
 
 
 _HOW: Final = (
-    "each rule has its own interval, not adjusted for the number of rules, because all must hold at once; those of "
-    "`evalkit compare` hold for all tasks at once and are wider"
+    "each rule has its own interval, not adjusted for the number of checks, because all must hold at once (those of "
+    "`evalkit compare` hold for all tasks at once and are wider); that one of k checks is broken by chance can have up "
+    "to k times the error of one"
 )
 
 

@@ -247,15 +247,13 @@ def _difference_without(
         )
 
     def of_shared_items(left: Mapping[str, tuple[Sequence[ItemPair], float]]) -> Estimate:
-        rows: dict[str, int] = {}
-        source: list[str] = []
-        values = np.full((len(items_of_all), len(left)), np.nan)
+        unique = {item.doc_hash: item for items, _ in left.values() for item in items}
+        row = {doc_hash: number for number, doc_hash in enumerate(unique)}
+        values = np.full((len(unique), len(left)), np.nan)
         for column, (items, turn) in enumerate(left.values()):
-            for item, difference in zip(items, _differences(items, sign * turn).tolist(), strict=True):
-                if rows.setdefault(item.doc_hash, len(rows)) == len(source):
-                    source.append(item.cluster or item.doc_hash)
-                values[rows[item.doc_hash], column] = difference
-        return macro_of_shared_items(values[: len(rows)], cluster=source, confidence_level=level).this_suite
+            values[[row[item.doc_hash] for item in items], column] = _differences(items, sign * turn)
+        labels = sources(list(unique.values())) or list(unique)
+        return macro_of_shared_items(values, cluster=labels, confidence_level=level).this_suite
 
     def whole(gone: Mapping[str, int]) -> Estimate | None:
         left = [task for task, (items, _) in tasks.items() if len(items) > gone.get(task, 0)]

@@ -195,6 +195,8 @@ def test_a_suspect_run_is_not_met_unless_it_is_allowed(tmp_path):
     assert ET.parse(tmp_path / "j.xml").getroot().attrib["errors"] == "1"
     ran = CliRunner().invoke(app, [*call, "--allow-suspect"])
     assert ran.exit_code == 0
+    unsaid = write_run(tmp_path / "c", values, record={"health": {"suspect": True}})
+    assert check_rules(compare(runs[0], unsaid), [parse_rule("not worse by 5pp on t")]).outcome == "not shown"
     assert any(one.startswith("allowed: ") and "30 of 60" in one for one in json.loads(ran.output)["notes"])
 
 

@@ -10,11 +10,13 @@ import shlex
 import numpy as np
 import pytest
 import typer
+from markupsafe import escape
 
 from evalkit import tables
 from evalkit.cli import app
 from evalkit.reports import claims
 from evalkit.reports.inputs import load_run
+from evalkit.reports.page import render_page
 from evalkit.reports.significance import made_from, order_counts, report, standings_of
 from evalkit.reports.trend import trend
 from evalkit.runs.spec import RunSpec
@@ -154,3 +156,15 @@ def test_names_in_figures_are_shown_as_they_are(tmp_path, name):
         figure.draw_without_rendering()
         labels = [one.get_text() for axes in figure.axes for one in [*axes.get_yticklabels(), axes.xaxis.label]]
         assert not any(character in label.split("\npercentage")[0] for label in labels for character in "\u202e\n")
+
+
+def test_every_figure_on_the_page_is_explained_to_all_readers(tmp_path):
+    values = {("t", f"{i}"): float(i % 3 > 0) for i in range(30)}
+    audit = write_audit(tmp_path / "audit", {f"{i}": "dirty" if i < 9 else "clean" for i in range(30)})
+    made = report(*(write_run(tmp_path / side, values, name=side) for side in "ab"), audit=audit)
+    page = render_page(made)
+    told = {name: text for claim in made for name, text in claim.figures.items() if name in made.drawings}
+    assert {"forest", "leaks"} <= told.keys()
+    for name, text in told.items():
+        assert f'aria-labelledby="told-{name}"' in page
+        assert f'<figcaption id="told-{name}">{escape(text)}</figcaption>' in page
