@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from evalkit.stats.clusters import design_effect
 from evalkit.stats.components import Design
 from evalkit.stats.results import Estimate
 from evalkit.stats.standings import Standings
+
+if TYPE_CHECKING:
+    from evalkit.judges.audit import Audit
+    from evalkit.reports.trend import Trend
 
 SUBSET_NAMES: Final = {"all": "all items", "clean": "clean items", "flagged": "flagged items"}
 
@@ -381,7 +385,7 @@ def _numbers_first(name: str) -> tuple[bool, float, str]:
         return True, 0.0, name
 
 
-def judge_claim(judge: Any, comparison: Comparison, orders: Mapping[str, str] | None = None) -> Claim:
+def judge_claim(judge: Audit, comparison: Comparison, orders: Mapping[str, str] | None = None) -> Claim:
     """What judges say of the models, and what is to be said of the judges; `judge` is `evalkit.judges.audit.Audit`.
 
     `orders` names the judge of each figure of both orders. Win rates are of the report's B, whichever way round the
@@ -516,7 +520,7 @@ def standings_claim(standings: Standings) -> Claim:
     )
 
 
-def trend_claim(trend: Any) -> Claim:
+def trend_claim(trend: Trend) -> Claim:
     """The score over training steps, and from which step on the gain is clear."""
     said, rows = [], []
     none: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ import numpy as np
 from evalkit import tables
 from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.files import write_text
+from evalkit.judges.audit import audit as audit_judges
+from evalkit.judges.verdicts import read_labels
 from evalkit.reports import claims
 from evalkit.reports.comparison import Comparison, compare
 from evalkit.reports.document import Report
@@ -96,7 +97,9 @@ def with_evidence(
     if judge_labels is not None and judge is None:
         raise SpecError("there are labels, but no verdicts", where="--judge-labels", do="Give --judge, too")
     verdicts = None if judge is None else read_verdicts(Path(judge))
-    judged = None if verdicts is None else _judge_audit(verdicts, None if judge_labels is None else Path(judge_labels))
+    judged = None
+    if verdicts is not None:
+        judged = audit_judges(verdicts, labels=None if judge_labels is None else read_labels(Path(judge_labels)))
     alike = {name: options[name] for name in ("metric", "confidence_level", "cluster") if name in options}
     ranks = standings_of(runs, **alike) if others else None
     followed = None if checkpoints is None else trend(Path(checkpoints), **alike)
@@ -244,16 +247,6 @@ def read_verdicts(place: Path) -> pa.Table:
     if not path.is_file():
         raise InputError("there are no verdicts", where=str(path), do="Give what `evalkit judge --out` wrote")
     return tables.read(path, tables.VERDICTS)
-
-
-def _judge_audit(verdicts: pa.Table, labels: Path | None) -> Any:
-    """Audit the judges; loaded by name, so that the report works where the judges are not installed."""
-    try:
-        audit = importlib.import_module("evalkit.judges.audit").audit
-        read_labels = importlib.import_module("evalkit.judges.verdicts").read_labels
-    except ModuleNotFoundError:
-        raise SpecError("this evalkit has no judges", where="--judge", do="Leave it out, or update evalkit") from None
-    return audit(verdicts, labels=None if labels is None else read_labels(labels))
 
 
 def order_counts(verdicts: pa.Table, name_a: str, name_b: str) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
