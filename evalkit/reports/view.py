@@ -50,18 +50,18 @@ class Folder:
     def runs(self) -> dict[str, Path]:
         """Finished runs."""
         found = (one.parent for one in self._found("run.json"))
-        return _named(one for one in found if self._is_whole(one, "samples.parquet"))
+        return self._named(one for one in found if self._is_whole(one, "samples.parquet"))
 
     @cached_property
     def audits(self) -> dict[str, Path]:
         """Finished audits, and near duplicates of benchmark items."""
         found = (one.parent for name in (AUDIT_RECORD, AGAINST_RECORD) for one in self._found(name))
-        return _named(one for one in found if self._is_whole(one, "items.parquet"))
+        return self._named(one for one in found if self._is_whole(one, "items.parquet"))
 
     @cached_property
     def pages(self) -> dict[str, Path]:
         """HTML files."""
-        return _named(self._found("*.html"))
+        return self._named(self._found("*.html"))
 
     def _found(self, pattern: str) -> Iterator[Path]:
         return filter(self._holds, sorted(self._root.rglob(pattern)))
@@ -70,7 +70,14 @@ class Folder:
         return (place / table).is_file() and all(map(self._holds, place.iterdir()))
 
     def _holds(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self._root)
+        try:
+            return path.resolve().is_relative_to(self._root)
+        except (OSError, RuntimeError):  # links that go round in a circle
+            return False
+
+    def _named(self, places: Iterator[Path]) -> dict[str, Path]:
+        names = ((str(one.relative_to(self._root)).encode("utf-8", "surrogateescape"), one) for one in places)
+        return {hashlib.sha256(name).hexdigest()[:16]: one for name, one in names}
 
     @cached_property
     def _root(self) -> Path:
@@ -79,10 +86,6 @@ class Folder:
     def name(self, place: Path) -> str:
         """A path as it is shown."""
         return visible(str(place.relative_to(self._root)))
-
-
-def _named(places: Iterator[Path]) -> dict[str, Path]:
-    return {hashlib.sha256(str(one).encode("utf-8", "surrogateescape")).hexdigest()[:16]: one for one in places}
 
 
 def serve(directory: Path, *, port: int = 0, ready: Callable[[str], None] | None = None) -> None:

@@ -145,6 +145,7 @@ def test_a_run_with_a_link_that_leads_out_is_not_served(served, folder, tmp_path
     (folder / "c" / "run.json").write_text("{}")
     (folder / "c" / "samples.parquet").symlink_to(elsewhere / "samples.parquet")
     (folder / "d").symlink_to(elsewhere)
+    (folder / "loop.html").symlink_to(folder / "loop.html")
     assert len(links(get(served, "/", Cookie=cookie(served))[1], "run")) == 2
 
 
