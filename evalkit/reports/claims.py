@@ -538,7 +538,8 @@ def trend_claim(trend: Trend) -> Claim:
                 (none if len(line.steps) > 1 else single).append(whole)
             for one in line.steps:
                 score = f"{100 * one.score.estimate:.1f}"
-                interval = "" if one.score.low is None else f"{100 * one.score.low:.1f} to {100 * one.score.high:.1f}"
+                low, high = one.score.low, one.score.high
+                interval = "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
                 rows.append((task.task, name, f"{one.step:,}", score, interval))
     if none:
         said.append(f"No difference from the first checkpoint is clear and lasts to the last step: {_listed(none)}.")
@@ -640,8 +641,9 @@ def repeat_claim(
     return Claim(
         "repeat",
         "How to repeat this",
-        (f"evalkit {evalkit.__version__}", *commands),
+        (f"evalkit {evalkit.__version__}",),
         (Table(("run", "what", "value"), (*rows, *sources_of), n_text=3),),
+        commands=tuple(commands),
     )
 
 

@@ -76,6 +76,8 @@ class Claim:
         Its name in code, and its heading.
     sentences
         What is claimed, with the numbers in it.
+    commands
+        For a shell, as they are.
     tables
         What it rests on.
     figures
@@ -87,6 +89,7 @@ class Claim:
     key: str
     title: str
     sentences: tuple[str, ...]
+    commands: tuple[str, ...] = field(default=(), kw_only=True)
     tables: tuple[Table, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -94,6 +97,8 @@ class Claim:
     def to_markdown(self) -> str:
         """Return a section of Markdown, without the figures."""
         parts = [f"## {markdown_text(self.title)}", *map(markdown_text, self.sentences)]
+        # Indented, since a fence could be ended by what is in it.
+        parts += ["\n".join(f"    {line}" for line in command.splitlines()) for command in self.commands]
         for table in self.tables:
             parts += [*([f"**{markdown_text(table.caption)}**"] if table.caption else []), table.to_markdown()]
         parts += ["\n".join(f"- {markdown_text(note)}" for note in self.notes)] if self.notes else []
@@ -101,6 +106,7 @@ class Claim:
 
     def _repr_html_(self) -> str:
         said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.sentences)
+        said += "".join(f"<pre>{html.escape(command)}</pre>" for command in self.commands)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         tables = "".join(table._repr_html_() for table in self.tables)
         return f"<h3>{html.escape(self.title)}</h3>{said}{tables}{f'<ul>{notes}</ul>' if notes else ''}"

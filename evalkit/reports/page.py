@@ -52,7 +52,6 @@ def render_page(report: Report, known: Evidence | None = None) -> str:
         blocks=pack(report.comparison, known),
         slice_name=report.comparison.slices_by or "Slice",
         explorer_notes=known.notes,
-        suspects=report.comparison.suspects(),
         version=evalkit.__version__,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )

@@ -170,7 +170,8 @@ def assemble(
         for name, record in (others or {}).items()
         if (record.get("health") or {}).get("suspect")
     }
-    alarms = [f"{run}: {finding}" for run, findings in suspects.items() for finding in findings]
+    marked = ["it is marked as suspect"]
+    alarms = [f"{run}: {finding}" for run, findings in suspects.items() for finding in findings or marked]
     return Report(
         title=f"Is {comparison.name_b} better than {comparison.name_a}?",
         verdict=word,

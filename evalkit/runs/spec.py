@@ -11,6 +11,7 @@ import pydantic
 import yaml
 
 from evalkit.errors import SpecError
+from evalkit.stats.margins import parse_margin
 
 DEFAULT_SEED = 1234
 """lm-eval's own default for numpy, torch and the few-shot draw."""
@@ -145,6 +146,11 @@ class RunSpec(pydantic.BaseModel):
     health: str = ""
     trust_remote_code: bool = False
     confirm_unsafe_code: bool = False
+
+    @pydantic.field_validator("margin", mode="before")
+    @classmethod
+    def _margin_as_people_write_it(cls, value: Any) -> Any:
+        return parse_margin(value, where="margin") if isinstance(value, str) else value
 
     @pydantic.field_validator("batch_size")
     @classmethod

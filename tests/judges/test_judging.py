@@ -21,7 +21,6 @@ from evalkit.judges.answers import pair_answers, read_answers
 from evalkit.judges.audit import audit
 from evalkit.judges.judging import JudgeSpec, _parsed, judge_pairs
 from evalkit.judges.pairs import pairs_of
-from evalkit.judges.probe import probe_pairs
 from evalkit.judges.prompts import load_prompt
 from evalkit.runs.engine import Answer
 from evalkit.runs.evaluate import run
@@ -302,22 +301,3 @@ def test_a_request_that_fails_is_asked_again_by_the_same_command(tmp_path):
         second = judge_pairs(JudgeSpec(engine, load_prompt("pairwise"), repeats=0), pairs)
         assert len(stub.bodies) - n_before == 2
     assert "request failed" not in second.why_failed and second.n_from_journal == 10
-
-
-@pytest.mark.model
-def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(demo_model, tmp_path):
-    # Right against wrong answers to 100 generated questions.
-    pairs = probe_pairs(100)
-    wrong = tuple(one for one in pairs.pairs if one.a.task == "wrong fact")
-    found = judge_pairs(spec(demo_model, tmp_path / "out", dtype="bfloat16"), replace(pairs, pairs=wrong))
-    assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
-    record = json.loads((tmp_path / "out" / "judge.json").read_text())
-    assert set(record["engine"]["scoring"]) == {"one_token"}, "one forward pass has the probabilities of all labels"
-    judge = audit(found.table).judges[0]
-    assert judge.position.sign == "biased"
-    assert judge.position.direction_test.p_value < 1e-6
-    assert judge.position.bias.low > 0.3, "it prefers what it is shown first, far beyond its noise"
-    assert judge.position.excess.low > 0 and judge.position.excess_p < 0.01
-    assert judge.results[0].smallest_one_order > 0.3
-    # It does not know which answer is right: the right one does not clearly win after both orders.
-    assert judge.results[0].averaged.low < 0.5

@@ -8,6 +8,7 @@ import pandas as pd
 from evalkit.reports import claims
 from evalkit.reports.adaptors import from_frame
 from evalkit.reports.comparison import compare
+from evalkit.reports.document import Claim
 from evalkit.reports.significance import report
 from evalkit.reports.trend import trend
 from tests.reports.runs import write_audit, write_run
@@ -101,3 +102,8 @@ def test_what_is_smaller_on_flagged_items_is_not_said_to_be_larger_by_less_than_
     made = report(*runs(tmp_path, first.tolist(), second.tolist()), audit=audit)
     assert "B − A is smaller than on clean ones" in text(made["contamination"])
     assert made.headline.startswith("The loss is explained by contamination")
+
+
+def test_commands_can_be_copied_from_markdown():
+    claim = Claim("repeat", "How", (), commands=("evalkit run --model my_model*",))
+    assert "\n    evalkit run --model my_model*" in claim.to_markdown()

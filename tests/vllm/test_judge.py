@@ -15,20 +15,31 @@ from evalkit.judges.prompts import load_prompt
 from evalkit.runs.spec import RunSpec
 
 
-def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(server, openai_key, demo_model, tmp_path):
+def run_spec(demo_model, out, **more):
+    return RunSpec(model=str(demo_model), out=out, dtype="bfloat16", **more)
+
+
+@pytest.mark.parametrize("backend", ["hf", "served"])
+def test_smollm2_judges_100_pairs_and_the_audit_says_how_bad_it_is(backend, demo_model, tmp_path, request):
+    # Right against wrong answers to 100 generated questions.
     pairs = probe_pairs(100)
     pairs = replace(pairs, pairs=tuple(one for one in pairs.pairs if one.a.task == "wrong fact"))
-    served = RunSpec(
-        model=str(demo_model), out=tmp_path / "served", backend="openai", base_url=server.address, dtype="bfloat16"
-    )
-    found = judge_pairs(JudgeSpec(served, load_prompt("pairwise")), pairs)
+    more = {}
+    if backend == "served":
+        request.getfixturevalue("openai_key")
+        more = {"backend": "openai", "base_url": request.getfixturevalue("server").address}
+    found = judge_pairs(JudgeSpec(run_spec(demo_model, tmp_path / "out", **more), load_prompt("pairwise")), pairs)
     assert (found.n_pairs, found.n_calls, found.n_failed) == (100, 220, 0)
-    record = json.loads((tmp_path / "served" / "judge.json").read_text())
-    assert set(record["engine"]["scoring"]) == {"one_token"}, "one request, with logprob_token_ids, has all labels"
+    record = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert set(record["engine"]["scoring"]) == {"one_token"}, "one pass, or one request, has all labels"
     judge = audit(found.table).judges[0]
-    assert judge.position.sign == "biased" and judge.position.bias.low > 0.3
+    assert judge.position.sign == "biased"
     assert judge.position.direction_test.p_value < 1e-6
-    assert judge.position.excess.low > 0
+    assert judge.position.bias.low > 0.3, "it prefers what it is shown first, far beyond its noise"
+    assert judge.position.excess.low > 0 and judge.position.excess_p < 0.01
+    assert judge.results[0].smallest_one_order > 0.3
+    # It does not know which answer is right: the right one does not clearly win after both orders.
+    assert judge.results[0].averaged.low < 0.5
 
 
 def test_a_judge_on_the_chat_endpoint_is_held_to_its_labels(server, openai_key, demo_model, tmp_path, monkeypatch):
@@ -41,9 +52,7 @@ def test_a_judge_on_the_chat_endpoint_is_held_to_its_labels(server, openai_key, 
     assert record["verdicts_by"] == "guided decoding"
     assert (found.n_calls, found.n_failed) == (20, 0), "without guidance it answers in sentences"
     # The same prompts, scored with token ids through the other endpoint, give the same preferences.
-    scoring = RunSpec(
-        model=str(demo_model), out=tmp_path / "scored", backend="openai", base_url=server.address, dtype="bfloat16"
-    )
+    scoring = run_spec(demo_model, tmp_path / "scored", backend="openai", base_url=server.address)
     with monkeypatch.context() as patched:
         patched.setattr(
             secrets, "token_hex", lambda _: json.loads((tmp_path / "chat" / "judge.json").read_text())["secret"]
