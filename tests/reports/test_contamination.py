@@ -202,7 +202,7 @@ def test_the_table_names_runs_and_tasks_as_they_are_and_forges_nothing(tmp_path)
     stream = io.StringIO()
     render_splits(found, Console(file=stream, width=120))
     shown = stream.getvalue()
-    assert "[bold]m note: fine: rule llama3" in shown and "t[red]" in shown
+    assert "[bold]m<U+000A>note: fine: rule llama3" in shown and "t[red]" in shown
     assert "30 (50%)" in shown and "could not read 3 rows" in shown
     assert "<script>" not in found._repr_html_()
     assert found.to_frame().n_flagged.tolist()[0] == 30

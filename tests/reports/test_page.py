@@ -164,7 +164,7 @@ def test_a_suspect_run_is_announced_above_the_tables_and_its_findings_are_text(t
     page = render_page(compare(sound, ill))
     assert page.count('class="suspect"') == 1
     banner = page[page.index('class="suspect"') : page.index("<table")]
-    assert "run B (&lt;i&gt;cut)" in banner
+    assert "B (&lt;i&gt;cut)" in banner
     assert "30 of 60 &lt;script&gt;alert(1)&lt;/script&gt;" in banner
     assert 'class="suspect"' not in render_page(compare(sound, sound))
 
