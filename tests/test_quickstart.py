@@ -30,7 +30,8 @@ def test_the_whole_job_finds_what_it_planted_and_names_each_command(demo_model, 
     assert all(f"$ evalkit {command} " in story for command in ("run", "audit", "compare", "report"))
     assert f"{len(planted)} of the {len(planted)} planted items found" in story
     assert "On all 120 items, smollm2-135m-4bit" in story
-    assert page.read_text(encoding="utf-8").count("<svg") == 1
+    # Differences, items that only one gets right, power, and the leak.
+    assert page.read_text(encoding="utf-8").count("<svg") == 4
 
 
 def test_another_limit_in_the_same_folder_is_told_what_the_quickstart_can_do(tmp_path):

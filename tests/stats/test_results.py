@@ -25,6 +25,7 @@ from evalkit.stats.results import Estimate, Result, TestResult
 from evalkit.stats.sequential import bounded_sequence, sequential_comparison
 from evalkit.stats.slices import slice_means
 from evalkit.stats.split import choose_threshold, score_split
+from evalkit.stats.standings import standings
 from evalkit.stats.trend import late_change, rank_trend
 
 ESTIMATE = Estimate(
@@ -121,6 +122,7 @@ def one_of_each():
         bounded_sequence(a[:, 0]), sequential_comparison(right_a, right_b), sliced, *sliced.slices,
         score_split(right_a, right_b), choose_threshold(right_a, b[:, 0], n_resamples=200),
         rank_trend([1, 2, 3, 4], [0.1, 0.2, 0.15, 0.3]), late_change(np.sort(a, axis=1), [1, 2, 3]),
+        standings([a], "xyz", n_draws=500),
     ]  # fmt: skip
 
 
