@@ -10,10 +10,17 @@ from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
 
 from evalkit.errors import InputError, SpecError
+from evalkit.stats import few_units
 from evalkit.stats.discordance import mcnemar
 from evalkit.stats.means import mean_score
 from evalkit.stats.paired import paired_difference
 from evalkit.stats.slices import Slices, between_variance, slice_means
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """A tenth of the usual, since these are simulations of thousands of slices."""
+    monkeypatch.setattr(few_units, "DRAWN_UNITS", 100_000)
 
 
 def of_differences(values, labels, **options):
