@@ -38,6 +38,7 @@ EXIT_BAR_NOT_MET = 1
 EXIT_USER_ERROR = 2
 _TRANSFORMERS = "Transformers in this process"
 _SERVING = "Serving"
+_CLUSTER = "Checkpoints on a cluster"
 
 
 class AllCommands(TyperGroup):
@@ -144,7 +145,8 @@ def _root(
     cls=ManyValues,
     epilog="Example: evalkit run --model ./checkpoints/step-1000 --tasks gen_tables,gen_calendar --out runs/step-1000  "
     "A training run on one vLLM server: evalkit run --checkpoints 'out/checkpoint-*' --backend vllm --tasks "
-    "gen_tables --out runs/all  Perplexity: evalkit run --model ./step-1000 --perplexity 'held-out/*.zst' --out runs/p",
+    "gen_tables --out runs/all  On a Ray cluster, one server a GPU: the same with --engine ray --gpus-per-server 1  "
+    "Perplexity: evalkit run --model ./step-1000 --perplexity 'held-out/*.zst' --out runs/p",
 )
 def run(
     spec_file: Annotated[
@@ -246,6 +248,35 @@ def run(
     journal: Annotated[
         Path | None, typer.Option(help="File of all answers, to share between runs; default: in the run directory.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="local (checkpoints one after the other, here) or ray (on several servers of a Ray cluster).",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The cluster's address; default: auto.", rich_help_panel=_CLUSTER),
+    ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(help="Servers at most; default: as many as there is room for.", rich_help_panel=_CLUSTER),
+    ] = None,
+    gpus_per_server: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs of one server; default: what --vllm-args ask for, 1 at least, or 0 on a cluster without GPUs.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    cpus_per_server: Annotated[
+        int | None,
+        typer.Option(
+            help="Processors of one server; default: its GPUs' share of the node's, or a whole node's without GPUs.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
@@ -312,6 +343,11 @@ def run(
         "timeout": timeout,
         "scoring": scoring,
         "journal": journal,
+        "engine": engine,
+        "ray_address": ray_address,
+        "servers": servers,
+        "gpus_per_server": gpus_per_server,
+        "cpus_per_server": cpus_per_server,
         "margin": margin,
         "health": health,
         "trust_remote_code": trust_remote_code,

@@ -7,14 +7,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from evalkit.files import to_json
 from evalkit.terminal import safe
 
 logger = logging.getLogger("evalkit")
+# Marks what the user was told, among what is only logged.
+_TOLD: Final = {"told": True}
 
 
 class Bar(Protocol):
@@ -52,6 +54,42 @@ class _RichBar:
         self._progress.update(self._task, description=text)
 
 
+class _ReportingBar:
+    """A bar that another process shows."""
+
+    def __init__(self, sink: Sink, description: str, total: float | None) -> None:
+        self._sink, self._text, self._total, self._done = sink, description, total, 0.0
+        self._report()
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Tell that the bar moves forward by `amount` units."""
+        self._done += amount
+        self._report()
+
+    def describe(self, text: str) -> None:
+        """Tell another text."""
+        self._text = text
+        self._report()
+
+    def _report(self) -> None:
+        self._sink(self._text, self._done, self._total)
+
+
+Sink = Callable[[str, float, float | None], None]
+"""Takes a bar's text, the units done, and those in all (None when unknown)."""
+_sinks: list[Sink] = []
+
+
+@contextlib.contextmanager
+def bars_to(sink: Sink) -> Iterator[None]:
+    """While the block runs, report progress bars to `sink`, in place of showing them."""
+    _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
+
+
 @contextlib.contextmanager
 def progress_bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
     """Show a progress bar with rate and time left while the block runs, when stderr is a terminal.
@@ -65,6 +103,9 @@ def progress_bar(description: str, total: float | None, *, unit: str = "") -> It
     unit
         `"bytes"` shows sizes and MB/s; any other text is shown after the rate.
     """
+    if _sinks:
+        yield _ReportingBar(_sinks[-1], description, total)
+        return
     if not sys.stderr.isatty() or os.environ.get("EVALKIT_NO_PROGRESS"):
         yield _SilentBar()
         return
@@ -94,6 +135,82 @@ def progress_bar(description: str, total: float | None, *, unit: str = "") -> It
     columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield _RichBar(progress, progress.add_task(description, total=total))
+
+
+class Rows(Protocol):
+    """What a display of several pieces of work at a time offers."""
+
+    def show(self, key: int, text: str, done: float, total: float | None) -> None:
+        """Show how far the piece of work `key` is."""
+
+    def hide(self, key: int) -> None:
+        """Take its bar away."""
+
+    def advance(self) -> None:
+        """One more piece is done."""
+
+
+@contextlib.contextmanager
+def progress_rows(description: str, total: int) -> Iterator[Rows]:
+    """Show a bar for the whole and one for each piece under way; in logs and pipes, a line now and then."""
+    if not sys.stderr.isatty() or os.environ.get("EVALKIT_NO_PROGRESS"):
+        yield _RowLines(description, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _RichRows(progress, progress.add_task(description, total=total))
+
+
+class _RichRows:
+    """Bars on a terminal."""
+
+    def __init__(self, progress: Any, whole: Any) -> None:
+        self._progress, self._whole = progress, whole
+        self._tasks: dict[int, Any] = {}
+
+    def show(self, key: int, text: str, done: float, total: float | None) -> None:
+        """Move one bar."""
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(text, total=total)
+        self._progress.update(self._tasks[key], description=text, completed=done, total=total)
+
+    def hide(self, key: int) -> None:
+        """Remove one bar."""
+        if key in self._tasks:
+            self._progress.remove_task(self._tasks.pop(key))
+
+    def advance(self) -> None:
+        """Move the bar of the whole."""
+        self._progress.advance(self._whole)
+
+
+class _RowLines:
+    """The same for logs and pipes."""
+
+    every_s = 60.0
+
+    def __init__(self, description: str, total: int) -> None:
+        self._description, self._total, self._n_done = description, total, 0
+        self._last = time.monotonic()
+        self._rows: dict[int, str] = {}
+
+    def show(self, key: int, text: str, done: float, total: float | None) -> None:
+        """Print how far all are, when the last line is long ago."""
+        self._rows[key] = f"{text} {done:.0f}" + (f"/{total:.0f}" if total else "")
+        if (now := time.monotonic()) - self._last >= self.every_s:
+            self._last = now
+            say(f"{self._n_done} of {self._total} {self._description}; {'; '.join(self._rows.values())}")
+
+    def hide(self, key: int) -> None:
+        """Forget one."""
+        self._rows.pop(key, None)
+
+    def advance(self) -> None:
+        """Count one."""
+        self._n_done += 1
 
 
 @contextlib.contextmanager
@@ -147,6 +264,8 @@ class _JsonLines(logging.Handler):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (server := getattr(record, "server", None)) is not None:
+            line["server"] = server
         if record.exc_info:
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
         self._file.write(to_json(line) + b"\n")
@@ -178,11 +297,11 @@ def log_to(path: Path) -> Iterator[None]:
 
 def say(message: str) -> None:
     """Tell the user something about the work, on stderr, and log it."""
-    logger.info(message)
+    logger.info(message, extra=_TOLD)
     print(safe(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
     """Tell the user something that may change what the result means, on stderr, and log it."""
-    logger.warning(message)
+    logger.warning(message, extra=_TOLD)
     print(f"warning: {safe(message)}", file=sys.stderr)

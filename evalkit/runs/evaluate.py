@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -17,6 +18,7 @@ from evalkit.files import atomic_path, write_json
 from evalkit.progress import log_to, logger, progress_bar, say, warn
 from evalkit.runs.engine import Answer, sampling_of
 from evalkit.runs.health import Finding, Thresholds, answer_health, combine, symptom_findings, warn_of
+from evalkit.runs.journal import Journal
 from evalkit.runs.preflight import check_generation_config, check_stop_strings, check_template
 from evalkit.runs.provenance import ModelFingerprint, git_state, hardware, hash_weights, package_versions
 from evalkit.runs.records import ItemAnswer, all_groups, group_scores, item_answers, sample_rows, scores_of
@@ -139,13 +141,18 @@ def load(spec: RunSpec) -> LoadedTasks:
 
 
 def evaluate(
-    spec: RunSpec, loaded: LoadedTasks, backend: Backend, checkpoint: Mapping[str, Any] | None = None
+    spec: RunSpec,
+    loaded: LoadedTasks,
+    backend: Backend,
+    checkpoint: Mapping[str, Any] | None = None,
+    *,
+    open_journal: Callable[[Path], AbstractContextManager[Journal]] = Journal,
 ) -> RunResult:
     """Run all passes on a model that is ready, then write the table and the finished record.
 
-    `checkpoint` says where in a training run the model stands: its `step` and its `series`.
+    `checkpoint` says where in a training run the model stands: its `step` and its `series`. `open_journal` opens the
+    journal whose place is given; it is complete there before the record is finished.
     """
-    from evalkit.runs.journal import Journal
     from evalkit.runs.lm import EvalLM
 
     begun, model = time.monotonic(), backend.fingerprint
@@ -161,7 +168,7 @@ def evaluate(
         for name, task in tasks
     )
     journal_path = spec.journal or spec.out / JOURNAL
-    with Journal(journal_path) as journal, progress_bar(model.name, total, unit="requests") as bar:
+    with open_journal(journal_path) as journal, progress_bar(model.name, total, unit="requests") as bar:
         lm = EvalLM(backend.engine, backend.tokenizer, journal, backend.answer_key, bar.advance)
         common = {"model": model.name, "checkpoint": model.path, "step": place["step"]}
         rows, results, answers = run_passes(spec, loaded, lm, subset, common)

@@ -108,6 +108,27 @@ class Journal:
             (key, method, json.dumps(request), json.dumps(answer), time.time()),
         )
 
+    def merge(self, other: Path) -> None:
+        """Take over the answers of another journal's file that are not here yet.
+
+        Raises
+        ------
+        InputError
+            That file is no journal, or damaged.
+        """
+        try:
+            self._connection.execute("ATTACH DATABASE ? AS other", (str(other),))
+            try:
+                self._connection.execute("INSERT OR IGNORE INTO answers SELECT * FROM other.answers")
+            finally:
+                self._connection.execute("DETACH DATABASE other")
+        except sqlite3.Error as error:
+            raise InputError(
+                f"the journal cannot be read ({error})",
+                where=str(other),
+                do="Move it away, or bring back the run's own",
+            ) from None
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()

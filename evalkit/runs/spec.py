@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,16 @@ _NO_SETTINGS = {
     "timeout",
     "startup_timeout",
     "health",
+    "engine",
+    "ray_address",
+    "servers",
+    "gpus_per_server",
+    "cpus_per_server",
 }
+
+
+_OF_CLUSTERS = ("ray_address", "servers", "gpus_per_server", "cpus_per_server")
+_PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
 _WITHOUT_TASKS = (
@@ -98,6 +109,12 @@ class RunSpec(pydantic.BaseModel):
         by it.
     journal
         File of the answers, to share between runs; None is the run directory's own.
+    engine, ray_address
+        Where the checkpoints of a sweep are evaluated: `local`, one after the other on this machine, or `ray`, on
+        several servers of a cluster, which is found at that address.
+    servers, gpus_per_server, cpus_per_server
+        Servers at most, and what each of them holds; None: as many as the cluster has room for, with one GPU each
+        where there are any.
     health
         Shares of bad answers above which the run is suspect, e.g. `truncated=0.2,empty=0.05`.
     trust_remote_code, confirm_unsafe_code
@@ -143,6 +160,11 @@ class RunSpec(pydantic.BaseModel):
     scoring: Literal["auto", "plain"] = "auto"
     margin: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     journal: Path | None = None
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = pydantic.Field(default=None, min_length=1)
+    servers: int | None = pydantic.Field(default=None, ge=1)
+    gpus_per_server: int | None = pydantic.Field(default=None, ge=0)
+    cpus_per_server: int | None = pydantic.Field(default=None, ge=1)
     health: str = ""
     trust_remote_code: bool = False
     confirm_unsafe_code: bool = False
@@ -247,7 +269,72 @@ def make_spec(path: Path | None, given: Mapping[str, Any]) -> RunSpec:
         ) from None
     if spec.perplexity:
         _check_perplexity(spec, source)
+    _check_engine(spec, source)
     return spec
+
+
+def _check_engine(spec: RunSpec, source: str) -> None:
+    """Refuse settings of a cluster without one, and those that cannot be kept on one.
+
+    Raises
+    ------
+    SpecError
+        The settings do not go together.
+    """
+    if spec.engine == "local":
+        for name in _OF_CLUSTERS:
+            if getattr(spec, name) is not None:
+                raise SpecError(
+                    f"'{name}' is about a Ray cluster, and this run stays on one machine",
+                    where=source,
+                    do=f"Give --engine ray, or leave out --{name.replace('_', '-')}",
+                )
+        return
+    if spec.checkpoints is None:
+        raise SpecError(
+            "'engine: ray' spreads checkpoints over a cluster, and here is one model",
+            where=source,
+            do="Give --checkpoints, or leave out --engine; one large model spans GPUs with --vllm-args "
+            "'--tensor-parallel-size N'",
+        )
+    if spec.journal is not None:
+        raise SpecError(
+            "servers on several nodes cannot write to one journal",
+            where=source,
+            do="Leave out --journal: each run directory gets its own",
+        )
+    if spec.device is not None and ":" in spec.device:
+        raise SpecError(
+            f"'{spec.device}' names a GPU, and on a cluster Ray gives each server its own",
+            where=source,
+            do=f"Give --device {spec.device.split(':')[0]}, or leave it out",
+        )
+    if spec.backend == "vllm" and spec.gpus_per_server:
+        needed = gpus_of_flags(spec.vllm_args)
+        if needed > spec.gpus_per_server:
+            raise SpecError(
+                f"the engine flags ask for {needed} GPUs, and a server gets {spec.gpus_per_server}",
+                where=f"--vllm-args '{spec.vllm_args}'",
+                do=f"Give --gpus-per-server {needed}",
+            )
+
+
+def gpus_of_flags(args: str) -> int:
+    """GPUs that vLLM's flags ask for: the product of what is parallel.
+
+    Raises
+    ------
+    SpecError
+        One of them is no number.
+    """
+    words = [part for word in shlex.split(args) for part in word.split("=", 1)]
+    product = 1
+    for flag, value in itertools.pairwise(words):
+        if flag in _PARALLEL_FLAGS:
+            if not value.isdigit() or int(value) < 1:
+                raise SpecError(f"'{value}' is no number of GPUs", where=f"--vllm-args '{args}'", do="Mend it")
+            product *= int(value)
+    return product
 
 
 def _check_perplexity(spec: RunSpec, source: str) -> None:

@@ -178,7 +178,8 @@ def _n_fixed_parts(pattern: str) -> int:
 def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
     """Evaluate all checkpoints that `spec.checkpoints` names, each in a run directory of its own under `spec.out`.
 
-    Finished runs are not repeated. A checkpoint that fails does not keep the others from being evaluated.
+    Finished runs are not repeated. A checkpoint that fails does not keep the others from being evaluated. With
+    `spec.engine` "ray" they are spread over a cluster: see `evalkit.runs.sweep_cluster`.
 
     Raises
     ------
@@ -186,6 +187,8 @@ def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
         See `find_checkpoints`.
     TaskError
         As `run`.
+    EngineError
+        There is no such cluster, or it has no room for a server, or its nodes do not share the files.
     """
     checkpoints = find_checkpoints(str(spec.checkpoints), spec.checkpoint_pattern)
     jobs = [(one, _spec_of(spec, one)) for one in checkpoints]
@@ -199,8 +202,8 @@ def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
     failed: dict[str, str] = {}
     if left:
         with log_to(spec.out / "sweep.jsonl"):
-            walk = _sweep_vllm if spec.backend == "vllm" else _sweep_apart
-            walk(spec, left, results, failed)
+            _walk_of(spec)(spec, left, results, failed)
+    failed = {str(one.path): failed[str(one.path)] for one, _ in jobs if str(one.path) in failed}
     done = tuple((one, results[one.path]) for one, _ in jobs if one.path in results)
     return SweepResult(done, failed)
 
@@ -211,6 +214,16 @@ def _spec_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
 
 
 _Jobs = Sequence[tuple[Checkpoint, RunSpec]]
+_Walk = Callable[[RunSpec, _Jobs, dict[Path, RunResult], dict[str, str]], None]
+
+
+def _walk_of(spec: RunSpec) -> _Walk:
+    """What evaluates the checkpoints: it fills in their results, and why others have none, by path."""
+    if spec.engine == "ray":
+        from evalkit.runs.sweep_cluster import sweep_cluster
+
+        return sweep_cluster
+    return _sweep_vllm if spec.backend == "vllm" else _sweep_apart
 
 
 def _check_folders(jobs: _Jobs) -> None:

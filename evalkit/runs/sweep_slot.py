@@ -1,0 +1,238 @@
+"""A place for one server of a sweep over a cluster: it evaluates the checkpoints that it is given, one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from evalkit.errors import EngineError, EvalkitError
+from evalkit.progress import bars_to, log_to, say
+from evalkit.runs.backends import make_server, on_server, open_backend
+from evalkit.runs.evaluate import RunResult, evaluate, finished_run, load
+from evalkit.runs.lease import Lease
+from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder
+from evalkit.runs.provenance import hash_weights
+from evalkit.runs.server import VllmServer
+from evalkit.runs.spec import RunSpec
+from evalkit.runs.sweep import Checkpoint, Swapper
+from evalkit.tasks import LoadedTasks
+
+ID_FILE: Final = "sweep.id"
+_NEWS_S: Final = 1.0
+_LOOKS: Final = 20
+_LOOK_S: Final = 0.25
+THREADS: Final = ("OMP_NUMTHREADS", "MKL_NUMTHREADS", "OPENBLAS_NUMTHREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint, what is to be run with it, and the hash of what it must share with another to be swapped for it."""
+
+    checkpoint: Checkpoint
+    spec: RunSpec
+    key: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every slot of a sweep is told.
+
+    Attributes
+    ----------
+    spec
+        Of the whole sweep.
+    sweep_id
+        What the file `sweep.id` in its directory says: who reads the same there shares the file system.
+    folder
+        The working directory of the driver, in which relative paths count.
+    n_threads
+        Processors that the slot holds.
+    publish_s
+        Seconds between two copies of a journal: see `Mirror`.
+    """
+
+    spec: RunSpec
+    sweep_id: str
+    folder: str
+    n_threads: int
+    publish_s: float = PUBLISH_S
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its run, or why there is none; `unfit` blames the slot, not the checkpoint."""
+
+    result: RunResult | None = None
+    failure: EvalkitError | None = None
+    unfit: bool = False
+
+
+@dataclass(frozen=True)
+class News:
+    """What a slot has to tell: log records as (time, level, logger, message, told to the user), and its bar."""
+
+    records: tuple[tuple[float, int, str, str, bool], ...]
+    bar: tuple[str, float, float | None] | None
+
+
+class Slot:
+    """Runs in a process of its own on a node of the cluster, which may be lost at any time.
+
+    `work` takes one job at a time; the other methods may be called meanwhile, in other threads.
+    """
+
+    def __init__(self, number: int, setup: Setup) -> None:
+        # Before any library counts its threads. Ray's own setting is 1 where it was told of no processors.
+        os.environ.update(dict.fromkeys(THREADS, str(setup.n_threads)))
+        self._number, self._setup = number, setup
+        self._records: SimpleQueue[logging.LogRecord] = SimpleQueue()
+        self._bar: tuple[str, float, float | None] | None = None
+        self._loaded: LoadedTasks | None = None
+        self._server: VllmServer | None = None
+        self._swapper: Swapper | None = None
+        self._mirror: Mirror | None = None
+        self._ahead = ThreadPoolExecutor(max_workers=1)
+        _collect(self._records)
+
+    def begin(self) -> tuple[str, EvalkitError | None]:
+        """Return the node's id, and what makes it unfit for this sweep, if something does."""
+        import ray
+
+        node = str(ray.get_runtime_context().get_node_id())
+        try:
+            self._check_files()
+        except EvalkitError as error:
+            return node, error
+        return node, None
+
+    def work(self, job: Job, name: str, others: Sequence[str]) -> Outcome:
+        """Evaluate one checkpoint; `others` may come later, the first of them probably next.
+
+        What is no mistake of the user's is raised.
+        """
+        try:
+            loaded = self._ready(job)
+        except EvalkitError as error:
+            return Outcome(failure=error, unfit=True)
+        try:
+            with bars_to(self._show):
+                return Outcome(result=self._evaluate(job, loaded, name, others))
+        except EvalkitError as error:
+            return Outcome(failure=error)
+        finally:
+            self._bar = None
+
+    def news(self) -> News:
+        """Wait a moment for something to tell, and tell it."""
+        records = []
+        with contextlib.suppress(Empty):
+            records.append(self._records.get(timeout=_NEWS_S))
+            while True:
+                records.append(self._records.get_nowait())
+        told = tuple(
+            (one.created, one.levelno, one.name, one.getMessage(), bool(getattr(one, "told", False))) for one in records
+        )
+        return News(told, self._bar)
+
+    def stop(self) -> None:
+        """End the server, and copy the journal to where it belongs."""
+        if self._mirror is not None:
+            with contextlib.suppress(Exception):  # it is on its way out
+                self._mirror.publish()
+        if self._server is not None:
+            self._server.stop()
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which libraries find their processors and GPUs."""
+        return {name: os.environ[name] for name in (*THREADS, "CUDA_VISIBLE_DEVICES") if name in os.environ}
+
+    def _show(self, text: str, done: float, total: float | None) -> None:
+        self._bar = (text, done, total)
+
+    def _check_files(self) -> None:
+        """Refuse a node that does not see the driver's files.
+
+        Raises
+        ------
+        EngineError
+            The directory of the sweep is another one here, or the working directory is not there.
+        """
+        with contextlib.suppress(OSError):
+            # Relative paths stay as they are in the records, so that a sweep goes on with either engine.
+            os.chdir(self._setup.folder)
+        out, found = self._setup.spec.out, None
+        for _ in range(_LOOKS):
+            with contextlib.suppress(OSError):
+                found = (out / ID_FILE).read_text(encoding="utf-8").strip()
+            if found == self._setup.sweep_id:
+                return
+            # Network file systems remember for some seconds that a file was not there.
+            time.sleep(_LOOK_S)
+        raise EngineError(
+            f"the node does not see {out.absolute()} as the driver does",
+            where=_host(),
+            do="Give --out on a file system that all nodes share, and start from a folder that they share",
+        )
+
+    def _ready(self, job: Job) -> LoadedTasks:
+        """Launch the server, load the tasks while it starts."""
+        spec = self._setup.spec
+        if spec.backend == "vllm" and self._server is None:
+            self._server = make_server(spec.model_copy(update={"model": job.spec.model}), swappable=True)
+            self._server.log = spec.out / f"server-{self._number}.log"
+            self._swapper = Swapper(self._server)
+            self._server.launch()
+        if self._loaded is None:
+            self._loaded = load(spec)
+        return self._loaded
+
+    def _evaluate(self, job: Job, loaded: LoadedTasks, name: str, others: Sequence[str]) -> RunResult:
+        spec = job.spec
+        with Lease(spec.out, name) as lease, log_to(spec.out / "log.jsonl"):
+            # A slot of a driver that was killed may have gone on for a moment, and finished the run.
+            if (finished := finished_run(spec, overwrite=False)) is not None:
+                return finished
+            folder = local_folder(spec.out, self._setup.sweep_id)
+            self._mirror = Mirror(folder, every_s=self._setup.publish_s, check=lease.check)
+            with contextlib.ExitStack() as stack:
+                if self._swapper is None:
+                    backend = stack.enter_context(open_backend(spec))()
+                else:
+                    self._swapper.serve(spec.model, others)
+                    backend = on_server(self._swapper.server, spec)
+                if others:
+                    self._ahead.submit(hash_weights, Path(others[0]))
+                result = evaluate(spec, loaded, backend, job.checkpoint.place, open_journal=self._mirror.open)
+        say(f"{job.checkpoint.path}: {result.summary()}")
+        return result
+
+
+class _Collector(logging.Handler):
+    def __init__(self, records: SimpleQueue[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.put(record)
+
+
+def _collect(records: SimpleQueue[logging.LogRecord]) -> None:
+    """Keep what evalkit and lm-eval log, for the driver."""
+    for name in ("evalkit", "lm_eval"):
+        one = logging.getLogger(name)
+        one.setLevel(logging.INFO)
+        one.addHandler(_Collector(records))
+
+
+def _host() -> str:
+    import platform
+
+    return f"node {platform.node()}"
