@@ -187,6 +187,8 @@ class _Held:
     name: str = ""
     ticket: Ticket | None = None
     key: str | None = None
+    n_done: int = 0
+    n_told: int = 0
 
 
 def sweep_cluster(
@@ -194,8 +196,6 @@ def sweep_cluster(
     jobs: Sequence[tuple[Checkpoint, RunSpec]],
     results: dict[Path, RunResult],
     failed: dict[str, str],
-    *,
-    publish_s: float = PUBLISH_S,
 ) -> None:
     """Evaluate the checkpoints on a cluster; fill in their results, and why others have none, by path.
 
@@ -210,7 +210,7 @@ def sweep_cluster(
     ray_cluster.check_nodes(ray_cluster.Caller.here(), spec.out.resolve())
     plan = make_plan(_nodes(), spec, len(jobs))
     say(f"{_counted(len(jobs), 'checkpoint')} on {plan}")
-    setup = Setup(spec, _sweep_id(spec.out), str(Path.cwd()), plan.cpus, publish_s)
+    setup = Setup(spec, _sweep_id(spec.out), str(Path.cwd()), plan.cpus, PUBLISH_S)
     with progress_rows("checkpoints", len(jobs)) as rows:
         driver = _Driver(plan, setup, Queue(_with_keys(jobs, failed)), rows, results, failed)
         try:
@@ -435,7 +435,7 @@ class _Driver:
     def _finish(self, slot: _Held, outcome: Outcome) -> None:
         ticket, slot.ticket = slot.ticket, None
         assert ticket is not None
-        # All that it told before, first.
+        slot.n_done += 1
         self._tell_rest(slot)
         self._rows.hide(slot.number)
         if outcome.result is not None:
@@ -495,16 +495,20 @@ class _Driver:
             self._rows.advance()
 
     def _tell_rest(self, slot: _Held) -> None:
-        """Wait for the news that are under way: they hold the last words about the job that is done."""
+        """Wait for the last words about the job that is done."""
         import ray
 
-        for reference in [one for one, held in self._awaited.items() if held == (slot, "news")]:
+        while slot.n_told < slot.n_done:
+            reference = next(one for one, held in self._awaited.items() if held == (slot, "news"))
             del self._awaited[reference]
-            with contextlib.suppress(ray.exceptions.RayError):
+            try:
                 self._tell(slot, ray.get(reference))
+            except ray.exceptions.RayError:
+                return
             self._awaited[slot.actor.news.remote()] = (slot, "news")
 
     def _tell(self, slot: _Held, news: News) -> None:
+        slot.n_told = news.n_done
         for created, level, name, message, told in news.records:
             self._log(slot, created, level, message, name=name, told=told)
         if news.bar is not None and slot.ticket is not None:

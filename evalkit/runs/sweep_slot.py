@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from evalkit.errors import EngineError, EvalkitError
-from evalkit.progress import bars_to, log_to, say
+from evalkit.progress import bars_to, log_to, logger, say
 from evalkit.runs.backends import make_server, on_server, open_backend
 from evalkit.runs.evaluate import RunResult, evaluate, finished_run, load
 from evalkit.runs.lease import Lease
@@ -77,10 +77,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class News:
-    """What a slot has to tell: log records as (time, level, logger, message, told to the user), and its bar."""
+    """What a slot has to tell.
+
+    Attributes
+    ----------
+    records
+        What was logged: time, level, logger, message, and whether it is for the user to see.
+    bar
+        How far the job under way is: text, units done, units in all.
+    n_done
+        Jobs about which everything is told.
+    """
 
     records: tuple[tuple[float, int, str, str, bool], ...]
     bar: tuple[str, float, float | None] | None
+    n_done: int
 
 
 class Slot:
@@ -93,7 +104,9 @@ class Slot:
         # Before any library counts its threads. Ray's own setting is 1 where it was told of no processors.
         os.environ.update(dict.fromkeys(THREADS, str(setup.n_threads)))
         self._number, self._setup = number, setup
-        self._records: SimpleQueue[logging.LogRecord] = SimpleQueue()
+        # None comes after the last record of a job.
+        self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        self._n_done = 0
         self._bar: tuple[str, float, float | None] | None = None
         self._loaded: LoadedTasks | None = None
         self._server: VllmServer | None = None
@@ -107,6 +120,8 @@ class Slot:
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+        logger.info("on node %s, process %d, %d threads, GPUs: %s", node, os.getpid(), self._setup.n_threads, gpus)
         try:
             self._check_files()
         except EvalkitError as error:
@@ -119,28 +134,26 @@ class Slot:
         What is no mistake of the user's is raised.
         """
         try:
-            loaded = self._ready(job)
-        except EvalkitError as error:
-            return Outcome(failure=error, unfit=True)
-        try:
             with bars_to(self._show):
-                return Outcome(result=self._evaluate(job, loaded, name, others))
-        except EvalkitError as error:
-            return Outcome(failure=error)
+                return self._outcome(job, name, others)
         finally:
             self._bar = None
+            self._records.put(None)
 
     def news(self) -> News:
         """Wait a moment for something to tell, and tell it."""
-        records = []
+        records: list[logging.LogRecord | None] = []
         with contextlib.suppress(Empty):
             records.append(self._records.get(timeout=_NEWS_S))
             while True:
                 records.append(self._records.get_nowait())
+        self._n_done += records.count(None)
         told = tuple(
-            (one.created, one.levelno, one.name, one.getMessage(), bool(getattr(one, "told", False))) for one in records
+            (one.created, one.levelno, one.name, one.getMessage(), bool(getattr(one, "told", False)))
+            for one in records
+            if one is not None
         )
-        return News(told, self._bar)
+        return News(told, self._bar, self._n_done)
 
     def stop(self) -> None:
         """End the server, and copy the journal to where it belongs."""
@@ -150,9 +163,15 @@ class Slot:
         if self._server is not None:
             self._server.stop()
 
-    def environment(self) -> dict[str, str]:
-        """The variables by which libraries find their processors and GPUs."""
-        return {name: os.environ[name] for name in (*THREADS, "CUDA_VISIBLE_DEVICES") if name in os.environ}
+    def _outcome(self, job: Job, name: str, others: Sequence[str]) -> Outcome:
+        try:
+            loaded = self._ready(job)
+        except EvalkitError as error:
+            return Outcome(failure=error, unfit=True)
+        try:
+            return Outcome(result=self._evaluate(job, loaded, name, others))
+        except EvalkitError as error:
+            return Outcome(failure=error)
 
     def _show(self, text: str, done: float, total: float | None) -> None:
         self._bar = (text, done, total)
@@ -216,7 +235,7 @@ class Slot:
 
 
 class _Collector(logging.Handler):
-    def __init__(self, records: SimpleQueue[logging.LogRecord]) -> None:
+    def __init__(self, records: SimpleQueue[logging.LogRecord | None]) -> None:
         super().__init__()
         self._records = records
 
@@ -224,7 +243,7 @@ class _Collector(logging.Handler):
         self._records.put(record)
 
 
-def _collect(records: SimpleQueue[logging.LogRecord]) -> None:
+def _collect(records: SimpleQueue[logging.LogRecord | None]) -> None:
     """Keep what evalkit and lm-eval log, for the driver."""
     for name in ("evalkit", "lm_eval"):
         one = logging.getLogger(name)

@@ -1,0 +1,272 @@
+"""A sweep over a cluster gives what the same sweep gives here, whatever becomes of servers, nodes and the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from evalkit import tables
+from evalkit.errors import EngineError
+from evalkit.runs import sweep_cluster
+from evalkit.runs.spec import make_spec
+from evalkit.runs.sweep import sweep
+from tests.ray.conftest import STORE_BYTES
+from tests.runs.conftest import save_tiny_model, tasks_dir  # noqa: F401 - a fixture
+
+STEPS = (100, 200, 300, 400)
+FILES = {"run.json", "samples.parquet", "requests.parquet", "journal.sqlite", "log.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head with one processor, and two nodes with two processors and two GPUs each, which are only said to exist."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        started.add_node(num_cpus=2, num_gpus=2, object_store_memory=STORE_BYTES)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch):
+    monkeypatch.setattr(sweep_cluster, "PUBLISH_S", 0.2)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    for step in STEPS:
+        save_tiny_model(folder / f"checkpoint-{step}", seed=step)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(training, tasks_dir):  # noqa: F811 - a fixture
+    return {
+        "checkpoints": str(training / "checkpoint-*"),
+        "tasks": "toy_mc,toy_gen,toy_sampled",
+        "tasks_dir": tasks_dir,
+        "repeats": 3,
+        "batch_size": 1,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def here(given, tmp_path_factory):
+    """The same sweep with the local engine, with as many threads as a server of one processor has."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    swept = sweep(make_spec(None, {**given, "out": tmp_path_factory.mktemp("here") / "sweep"}))
+    torch.set_num_threads(n_threads)
+    return swept
+
+
+def samples(out):
+    rows = tables.read(out / "samples.parquet", tables.SAMPLES).to_pylist()
+    return [{name: value for name, value in row.items() if name != "latency"} for row in rows]
+
+
+def assert_equal(swept, here):
+    assert not swept.failed
+    assert swept.to_frame().equals(here.to_frame())
+    for (one, mine), (other, theirs) in zip(swept.runs, here.runs, strict=True):
+        assert one == other
+        assert mine.results == theirs.results
+        assert samples(mine.directory) == samples(theirs.directory)
+        assert n_answers(mine.directory) == n_answers(theirs.directory) == mine.n_requests
+        # No lease, no temporary files.
+        assert {path.name for path in mine.directory.iterdir()} == FILES
+
+
+def n_answers(out):
+    try:
+        with sqlite3.connect(f"file:{out / 'journal.sqlite'}?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def log_of(out):
+    return [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
+
+
+def at_work(out):
+    """Checkpoints that are under way, with answers in the run directory, and the server of each."""
+    begun = {
+        match[1]: line["server"]
+        for line in log_of(out)
+        if (match := re.match(r"begins with .*(checkpoint-\d+)", line["message"]))
+    }
+    for name, server in begun.items():
+        if n_answers(out / name) > 20 and not (out / name / "samples.parquet").exists():
+            yield name, server
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except FileNotFoundError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it has not come")
+
+
+def test_servers_on_gpus_give_the_same_tables_as_this_process(nodes, given, here, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    swept = sweep(make_spec(None, {**given, "out": out, "engine": "ray", "ray_address": nodes.address, "servers": 3}))
+    assert_equal(swept, here)
+    assert "4 checkpoints on 3 servers (1 GPU and 1 CPU each)" in capsys.readouterr().err
+    log = log_of(out)
+    held = {}
+    for line in log:
+        if match := re.search(r"on node (\w+), process \d+, 1 threads, GPUs: (\d)$", line["message"]):
+            held[line["server"]] = match.groups()
+    # Three servers with GPUs of their own, on both nodes.
+    assert len(held) == len(set(held.values())) == 3
+    assert len({node for node, _ in held.values()}) == 2
+    # The logs of all servers are there, in the words of the local sweep, with the server's name.
+    for run, (checkpoint, _) in zip(here.runs, swept.runs, strict=True):
+        line = next(line for line in log if line["message"] == f"{checkpoint.path}: {run[1].summary()}")
+        assert line["server"] in held
+
+
+def test_a_bad_checkpoint_is_told_after_two_servers_and_the_others_go_on(nodes, given, training, here, tmp_path):
+    for step in STEPS[:2]:
+        (tmp_path / "t" / f"checkpoint-{step}").mkdir(parents=True)
+        for path in (training / f"checkpoint-{step}").iterdir():
+            (tmp_path / "t" / f"checkpoint-{step}" / path.name).write_bytes(path.read_bytes())
+    bad = tmp_path / "t" / "checkpoint-150"
+    bad.mkdir()
+    for path in (training / "checkpoint-100").iterdir():
+        (bad / path.name).write_bytes(b"broken" if path.name == "model.safetensors" else path.read_bytes())
+    out = tmp_path / "sweep"
+    changed = {"checkpoints": str(tmp_path / "t" / "checkpoint-*"), "out": out, "engine": "ray"}
+    of_cluster = {"ray_address": nodes.address, "gpus_per_server": 0, "cpus_per_server": 1, "servers": 2}
+    swept = sweep(make_spec(None, {**given, **changed, **of_cluster}))
+    assert [one.step for one, _ in swept.runs] == [100, 200]
+    assert list(swept.failed) == [str(bad)]
+    assert [run.results for _, run in swept.runs] == [run.results for _, run in here.runs[:2]]
+    tries = [line["server"] for line in log_of(out) if line["message"].endswith(f"begins with {bad}")]
+    assert len(tries) == len(set(tries)) == 2
+
+
+def test_a_lost_node_costs_nothing_but_time(nodes, given, here, tmp_path):
+    out = tmp_path / "sweep"
+    nodes.wait_for_nodes()
+    extra = nodes.add_node(num_cpus=2, num_gpus=0, resources={"extra": 1}, object_store_memory=STORE_BYTES)
+    nodes.wait_for_nodes()
+    lost = []
+
+    def lose_a_node():
+        def victim():
+            return next(((name, server) for name, server in at_work(out) if extra.node_id[:6] in server), None)
+
+        lost.append(wait_for(victim))
+        nodes.remove_node(extra, allow_graceful=False)
+
+    losing = threading.Thread(target=lose_a_node)
+    losing.start()
+    of_cluster = {"ray_address": nodes.address, "gpus_per_server": 0, "cpus_per_server": 2}
+    swept = sweep(make_spec(None, {**given, "out": out, "engine": "ray", **of_cluster}))
+    losing.join()
+    assert_equal(swept, here)
+    [(name, server)] = lost
+    again = next(run for _, run in swept.runs if run.directory.name == name)
+    assert again.n_from_journal > 0
+    tries = [line["server"] for line in log_of(out) if line["message"].endswith(f"/{name}") and "begins" in line["message"]]
+    assert tries[0] == server != tries[-1]
+
+
+DRIVER = """
+import json, sys
+from evalkit.runs import sweep_cluster
+from evalkit.runs.spec import make_spec
+from evalkit.runs.sweep import sweep
+sweep_cluster.PUBLISH_S = 0.2
+sweep(make_spec(None, json.loads(sys.argv[1])))
+"""
+
+
+def start_driver(spec):
+    words = [sys.executable, "-c", DRIVER, json.dumps(spec, default=str)]
+    return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+
+
+def is_there(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_after_the_driver_is_killed_the_same_command_goes_on(nodes, given, here, tmp_path):
+    out = tmp_path / "sweep"
+    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 1, "servers": 2}
+    driver = start_driver({**given, "out": out, **of_cluster})
+    wait_for(lambda: any((out / f"checkpoint-{step}" / "samples.parquet").exists() for step in STEPS))
+    under_way = [name for name, _ in wait_for(lambda: list(at_work(out)))]
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = {step for step in STEPS if (out / f"checkpoint-{step}" / "samples.parquet").exists()}
+    begun = {step: (out / f"checkpoint-{step}" / "samples.parquet").stat().st_mtime_ns for step in finished}
+    # At once: servers of the dead driver may still be ending.
+    swept = sweep(make_spec(None, {**given, "out": out, **of_cluster}))
+    assert_equal(swept, here)
+    for step, modified in begun.items():
+        assert (out / f"checkpoint-{step}" / "samples.parquet").stat().st_mtime_ns == modified
+    again = [run for _, run in swept.runs if run.directory.name in under_way]
+    assert all(run.n_from_journal > 0 for run in again)
+    processes = [int(found[1]) for line in log_of(out) if (found := re.search(r"process (\d+)", line["message"]))]
+    wait_for(lambda: not any(is_there(pid) for pid in processes))
+
+
+def test_servers_have_their_gpus_and_end_with_the_driver(nodes, given, training, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$$ GPUs=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS"\nsleep 300\n')
+    python.chmod(0o755)
+    out = tmp_path / "sweep"
+    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 2, "backend": "vllm"}
+    driver = start_driver({**given, "vllm_python": python, "out": out, **of_cluster})
+
+    def printed():
+        logs = [path.read_text() for path in out.glob("server-*.log")]
+        found = [match for log in logs if (match := re.search(r"(\d+) GPUs=(\S*) threads=(\d+)", log))]
+        return found if len(found) == 2 else None
+
+    try:
+        found = wait_for(printed)
+        assert {(match[2], match[3]) for match in found} == {("0,1", "2")}
+        assert all(is_there(int(match[1])) for match in found)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    wait_for(lambda: not any(is_there(int(match[1])) for match in found))
+
+
+def test_what_the_cluster_has_no_room_for_is_refused(nodes, given, tmp_path):
+    of_cluster = {"engine": "ray", "ray_address": nodes.address, "out": tmp_path / "sweep"}
+    with pytest.raises(EngineError, match="no node of the cluster has 8 GPUs; the most is 2"):
+        sweep(make_spec(None, {**given, **of_cluster, "gpus_per_server": 8}))
+    with pytest.raises(EngineError, match="has room for a server with 1 GPU and 64 CPUs"):
+        sweep(make_spec(None, {**given, **of_cluster, "cpus_per_server": 64}))
