@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evalkit.engines import ray_cluster
+from evalkit.engines.local import THREADS_OF_LIBRARIES
 from evalkit.errors import EngineError, EvalkitError, ModelError
 from evalkit.files import write_text
 from evalkit.progress import Rows, progress_rows, say, warn
@@ -26,7 +27,7 @@ from evalkit.runs.evaluate import RunResult
 from evalkit.runs.mirror import PUBLISH_S
 from evalkit.runs.spec import RunSpec, gpus_of_flags
 from evalkit.runs.sweep import Checkpoint, swap_key
-from evalkit.runs.sweep_slot import ID_FILE, THREADS, Job, News, Outcome, Setup, Slot
+from evalkit.runs.sweep_slot import ID_FILE, Job, News, Outcome, Setup, Slot
 from evalkit.terminal import safe
 
 MAX_LOSSES: Final = 3
@@ -210,7 +211,7 @@ def sweep_cluster(
     ray_cluster.check_nodes(ray_cluster.Caller.here(), spec.out.resolve())
     plan = make_plan(_nodes(), spec, len(jobs))
     say(f"{_counted(len(jobs), 'checkpoint')} on {plan}")
-    setup = Setup(spec, _sweep_id(spec.out), str(Path.cwd()), plan.cpus, PUBLISH_S)
+    setup = Setup(spec, _sweep_id(spec.out), str(Path.cwd()), PUBLISH_S)
     with progress_rows("checkpoints", len(jobs)) as rows:
         driver = _Driver(plan, setup, Queue(_with_keys(jobs, failed)), rows, results, failed)
         try:
@@ -344,7 +345,8 @@ class _Driver:
     def _make(self) -> None:
         import ray
 
-        threads = dict.fromkeys(THREADS, str(self._plan.cpus))
+        # Before any library counts them: a task of the other commands has one thread.
+        threads = dict.fromkeys(THREADS_OF_LIBRARIES, str(self._plan.cpus))
         kind: Any = ray.remote(Slot)
         kind = kind.options(
             num_cpus=self._plan.cpus,

@@ -29,7 +29,6 @@ ID_FILE: Final = "sweep.id"
 _NEWS_S: Final = 1.0
 _LOOKS: Final = 20
 _LOOK_S: Final = 0.25
-THREADS: Final = ("OMP_NUMTHREADS", "MKL_NUMTHREADS", "OPENBLAS_NUMTHREADS")
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,6 @@ class Setup:
         What the file `sweep.id` in its directory says: who reads the same there shares the file system.
     folder
         The working directory of the driver, in which relative paths count.
-    n_threads
-        Processors that the slot holds.
     publish_s
         Seconds between two copies of a journal: see `Mirror`.
     """
@@ -62,7 +59,6 @@ class Setup:
     spec: RunSpec
     sweep_id: str
     folder: str
-    n_threads: int
     publish_s: float = PUBLISH_S
 
 
@@ -101,8 +97,6 @@ class Slot:
     """
 
     def __init__(self, number: int, setup: Setup) -> None:
-        # Before any library counts its threads. Ray's own setting is 1 where it was told of no processors.
-        os.environ.update(dict.fromkeys(THREADS, str(setup.n_threads)))
         self._number, self._setup = number, setup
         # None comes after the last record of a job.
         self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
@@ -120,8 +114,8 @@ class Slot:
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
-        logger.info("on node %s, process %d, %d threads, GPUs: %s", node, os.getpid(), self._setup.n_threads, gpus)
+        gpus, threads = os.environ.get("CUDA_VISIBLE_DEVICES") or "none", os.environ.get("OMP_NUM_THREADS")
+        logger.info("on node %s, process %d, threads: %s, GPUs: %s", node, os.getpid(), threads, gpus)
         try:
             self._check_files()
         except EvalkitError as error:
