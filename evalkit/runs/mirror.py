@@ -63,17 +63,23 @@ class Mirror:
             It cannot be copied to `path`.
         """
         ended = threading.Event()
-        with Journal(self._local) as journal:
-            self._seed(journal, path)
-            self._place = path
-            copying = threading.Thread(target=self._keep_publishing, args=(ended,), daemon=True)
-            copying.start()
-            try:
-                yield journal
-            finally:
-                ended.set()
-                copying.join()
-        # Outside of the journal's block, so that its log is folded into the file.
+        try:
+            with Journal(self._local) as journal:
+                self._seed(journal, path)
+                self._place = path
+                copying = threading.Thread(target=self._keep_publishing, args=(ended,), daemon=True)
+                copying.start()
+                try:
+                    yield journal
+                finally:
+                    ended.set()
+                    copying.join()
+        finally:
+            # Outside of the journal's block, so that its log is folded into the file.
+            if self._place is not None:
+                self._finish(path)
+
+    def _finish(self, path: Path) -> None:
         try:
             self.publish()
         except (OSError, sqlite3.Error) as error:

@@ -172,31 +172,32 @@ def test_a_bad_checkpoint_is_told_after_two_servers_and_the_others_go_on(nodes, 
 
 
 def test_a_lost_node_costs_nothing_but_time(nodes, given, here, tmp_path):
-    out = tmp_path / "sweep"
-    nodes.wait_for_nodes()
-    extra = nodes.add_node(num_cpus=2, num_gpus=0, resources={"extra": 1}, object_store_memory=STORE_BYTES)
-    nodes.wait_for_nodes()
-    lost = []
+    out, lost = tmp_path / "sweep", []
 
     def lose_a_node():
         def victim():
-            return next(((name, server) for name, server in at_work(out) if extra.node_id[:6] in server), None)
+            for name, server in at_work(out):
+                for node in nodes.worker_nodes:
+                    if node.node_id[:6] in server:
+                        return name, server, node
+            return None
 
         lost.append(wait_for(victim))
-        nodes.remove_node(extra, allow_graceful=False)
+        nodes.remove_node(lost[0][2], allow_graceful=False)
 
     losing = threading.Thread(target=lose_a_node)
     losing.start()
-    of_cluster = {"ray_address": nodes.address, "gpus_per_server": 0, "cpus_per_server": 2}
+    of_cluster = {"ray_address": nodes.address, "gpus_per_server": 0, "cpus_per_server": 1, "servers": 2}
     swept = sweep(make_spec(None, {**given, "out": out, "engine": "ray", **of_cluster}))
     losing.join()
+    nodes.add_node(num_cpus=2, num_gpus=2, object_store_memory=STORE_BYTES)
+    nodes.wait_for_nodes()
     assert_equal(swept, here)
-    [(name, server)] = lost
+    [(name, server, _)] = lost
     again = next(run for _, run in swept.runs if run.directory.name == name)
     assert again.n_from_journal > 0
-    tries = [
-        line["server"] for line in log_of(out) if line["message"].endswith(f"/{name}") and "begins" in line["message"]
-    ]
+    begun = [line for line in log_of(out) if "begins" in line["message"]]
+    tries = [line["server"] for line in begun if line["message"].endswith(f"/{name}")]
     assert tries[0] == server != tries[-1]
 
 
