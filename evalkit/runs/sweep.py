@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from evalkit.tasks import LoadedTasks
 
+SWEEP_ID: Final = "sweep.id"
+"""In the directory of a sweep over a cluster: what all its processes find there, until it is begun anew."""
 # Written for this purpose; they only have to make models differ.
 _PROBES: Final = (
     "The three colours that a painter needs first are",
@@ -198,6 +200,9 @@ def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
         if (finished := finished_run(of_one, overwrite=overwrite)) is not None:
             results[one.path] = finished
     left = [(one, of_one) for one, of_one in jobs if one.path not in results]
+    if overwrite:
+        # What servers of the old one have left on their nodes is not taken up.
+        (spec.out / SWEEP_ID).unlink(missing_ok=True)
     say(f"{len(checkpoints)} checkpoints" + (f", {len(results)} of them finished" if results else ""))
     failed: dict[str, str] = {}
     if left:

@@ -26,8 +26,8 @@ from evalkit.progress import Rows, progress_rows, say, warn
 from evalkit.runs.evaluate import RunResult
 from evalkit.runs.mirror import PUBLISH_S
 from evalkit.runs.spec import RunSpec, gpus_of_flags
-from evalkit.runs.sweep import Checkpoint, swap_key
-from evalkit.runs.sweep_slot import ID_FILE, Job, News, Outcome, Setup, Slot
+from evalkit.runs.sweep import SWEEP_ID, Checkpoint, swap_key
+from evalkit.runs.sweep_slot import Job, News, Outcome, Setup, Slot
 from evalkit.terminal import safe
 
 MAX_LOSSES: Final = 3
@@ -235,7 +235,7 @@ def _note(checkpoint: Checkpoint, why: str, failed: dict[str, str]) -> None:
 
 def _sweep_id(out: Path) -> str:
     """What every process of this sweep finds in its directory, also when it is resumed."""
-    path = out / ID_FILE
+    path = out / SWEEP_ID
     with contextlib.suppress(FileNotFoundError):
         if found := path.read_text(encoding="utf-8").strip():
             return found
@@ -282,6 +282,7 @@ class _Driver:
         self._n_made = self._n_false_starts = self._n_unfit = 0
         self._trouble: EvalkitError | None = None
         self._no_room_since: float | None = None
+        self._idle_since: float | None = None
 
     def run(self) -> None:
         """Evaluate all jobs."""
@@ -317,7 +318,6 @@ class _Driver:
 
     def _hand_out(self) -> None:
         """Give the free slots work, make as many slots as are needed, and end those that are not."""
-        busy = self._busy()
         free = [slot for slot in self._slots.values() if slot.node is not None and slot.ticket is None]
         for slot in free:
             keys = [other.key for other in self._slots.values() if other is not slot and other.key is not None]
@@ -334,11 +334,18 @@ class _Driver:
             self._make()
         if not self._slots:
             raise self._trouble or EngineError("no server could be started", where="--engine ray")
-        idle = all(slot.ticket is None and slot.node is not None for slot in self._slots.values())
-        if idle and not busy:
-            # Whoever is there has failed with what is left.
-            places = {slot.number: str(slot.node) for slot in self._slots.values()}
-            for ticket in self._queue.drop_unfit(places):
+        self._give_up_unfit()
+
+    def _give_up_unfit(self) -> None:
+        """Give up what has failed on all servers that are there; one that is on its way is waited for, for a while."""
+        begun = {slot.number: slot.node for slot in self._slots.values() if slot.node is not None}
+        if self._busy() or not begun:
+            self._idle_since = None
+            return
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        if len(begun) == len(self._slots) or now - self._idle_since > _NO_ROOM_S:
+            for ticket in self._queue.drop_unfit(begun):
                 _note(ticket.job.checkpoint, ticket.why, self._failed)
                 self._rows.advance()
 
@@ -413,7 +420,9 @@ class _Driver:
 
         try:
             answer = ray.get(reference)
-        except (ray.exceptions.RayActorError, ray.exceptions.RuntimeEnvSetupError) as error:
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
             self._lose(slot, error)
             return
         if what == "begin":
@@ -503,11 +512,12 @@ class _Driver:
         while slot.n_told < slot.n_done:
             reference = next(one for one, held in self._awaited.items() if held == (slot, "news"))
             del self._awaited[reference]
+            # If it is lost now, the next news will say so.
+            self._awaited[slot.actor.news.remote()] = (slot, "news")
             try:
                 self._tell(slot, ray.get(reference))
             except ray.exceptions.RayError:
                 return
-            self._awaited[slot.actor.news.remote()] = (slot, "news")
 
     def _tell(self, slot: _Held, news: News) -> None:
         slot.n_told = news.n_done

@@ -22,10 +22,9 @@ from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder
 from evalkit.runs.provenance import hash_weights
 from evalkit.runs.server import VllmServer
 from evalkit.runs.spec import RunSpec
-from evalkit.runs.sweep import Checkpoint, Swapper
+from evalkit.runs.sweep import SWEEP_ID, Checkpoint, Swapper
 from evalkit.tasks import LoadedTasks
 
-ID_FILE: Final = "sweep.id"
 _NEWS_S: Final = 1.0
 _LOOKS: Final = 20
 _LOOK_S: Final = 0.25
@@ -184,7 +183,7 @@ class Slot:
         out, found = self._setup.spec.out, None
         for _ in range(_LOOKS):
             with contextlib.suppress(OSError):
-                found = (out / ID_FILE).read_text(encoding="utf-8").strip()
+                found = (out / SWEEP_ID).read_text(encoding="utf-8").strip()
             if found == self._setup.sweep_id:
                 return
             # Network file systems remember for some seconds that a file was not there.
