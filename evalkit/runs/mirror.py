@@ -101,9 +101,11 @@ class Mirror:
         """
         with self._publishing:
             path, state = self._place, self._state()
-            if path is None or state == self._published:
+            if path is None:
                 return
             self._check()
+            if state == self._published:
+                return
             snapshot = self._local.with_name("snapshot.sqlite")
             snapshot.unlink(missing_ok=True)
             with (

@@ -133,6 +133,26 @@ def test_who_has_lost_the_lease_copies_nothing(tmp_path):
     assert (tmp_path / "local" / "journal.sqlite").exists()
 
 
+def test_who_has_lost_the_lease_since_the_last_copy_is_told_so(tmp_path):
+    place, is_lost = tmp_path / "journal.sqlite", []
+
+    def check():
+        if is_lost:
+            raise EngineError("taken for dead")
+
+    mirror = Mirror(folder(tmp_path), every_s=60, check=check)
+
+    def work():
+        with mirror.open(place) as journal:
+            add(journal, "a")
+            mirror.publish()
+            is_lost.append(True)
+
+    with pytest.raises(EngineError, match="taken for dead"):
+        work()
+    assert answers(place) == {"a"}
+
+
 def test_a_place_that_cannot_be_written_is_told_and_the_answers_stay(tmp_path, capsys):
     blocked = tmp_path / "run"
     blocked.write_text("a file in the place of a folder")
