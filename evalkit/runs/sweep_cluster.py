@@ -462,10 +462,12 @@ class _Driver:
             if any(other.node not in (None, slot.node) for other in self._slots.values()):
                 ticket.nodes.add(str(slot.node))
             ticket.why = str(outcome.failure)
-            elsewhere = [other for other in self._slots.values() if other is not slot]
-            if elsewhere and len(ticket.slots) < MAX_FAILURES:
+            if self._plan.n_servers > 1 and len(ticket.slots) < MAX_FAILURES:
                 self._log(slot, time.time(), logging.WARNING, f"{ticket.why}; another server tries it", told=True)
                 self._queue.give_back(ticket)
+                if len(self._slots) == 1:
+                    # The others were not needed any more.
+                    self._remove(slot)
             else:
                 _note(ticket.job.checkpoint, ticket.why, self._failed)
                 self._rows.advance()
