@@ -21,6 +21,7 @@ from evalkit.terminal import safe
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from evalkit.contamination.audit import ShareResult
     from evalkit.contamination.benchmarks import Benchmark
     from evalkit.contamination.clean import CleanResult
     from evalkit.contamination.findings import AuditResult
@@ -518,6 +519,15 @@ def audit(
     workers: WorkersOption = None,
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only scan every N-th part of the corpus, from the I-th (1 to N), for the same command without this, "
+            "which takes what the shares have found: for array jobs.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in the directory.")] = False,
     run: Annotated[
@@ -540,13 +550,16 @@ def audit(
     Exit code 1 means that the audit is complete but more than --allow-bad-rows rows could not be read; they are
     listed in bad_rows.jsonl.
     """
+    from evalkit.contamination.audit import Share, scan_share
     from evalkit.contamination.audit import audit as scan
     from evalkit.contamination.rules import DEFAULT_RULES, FUZZY, load_rules
     from evalkit.corpora.shards import find_shards
     from evalkit.engines import choose
-    from evalkit.errors import SpecError
     from evalkit.progress import say
 
+    mine = Share.parse(share) if share else None
+    if mine:
+        _check_share({"--run": run, "--clean": clean, "--semantic": semantic})
     runs = [Path(one) for one in run or ()]
     if runs:  # before hours of scanning, not after
         from evalkit.reports.inputs import load_run
@@ -560,25 +573,20 @@ def audit(
 
         actions_of([vars(one) for one in rules])
         check_target(clean, shards, overwrite=overwrite)
-    place = choose(engine, ray_address, workers)
     judge = _judge(judge_url, judge_model, concurrency=None)
-    if semantic:
-        from evalkit.contamination.semantic.audit import check_options
-
-        check_options(semantic_model, semantic_sample)
-    elif judge or semantic_model or semantic_sample != 1.0:
-        raise SpecError("an option of --semantic is given without it", where="--semantic", do="Give it, too")
-    result = scan(
-        shards,
-        _benchmarks(benchmark, fields, tasks_dir, data, task_seed),
-        rules,
-        out,
-        text_column=text_column or "text",
-        id_column=id_column,
-        keep_boilerplate=keep_boilerplate,
-        overwrite=overwrite,
-        engine=place,
-    )
+    _check_semantic(semantic_model, semantic_sample, judge, is_asked_for=semantic)
+    looked_for = _benchmarks(benchmark, fields, tasks_dir, data, task_seed)
+    place = choose(engine, ray_address, workers)
+    options: dict[str, Any] = {
+        "text_column": text_column or "text",
+        "id_column": id_column,
+        "overwrite": overwrite,
+        "engine": place,
+    }
+    if mine:
+        _print_share(scan_share(shards, looked_for, rules, out, mine, **options), as_json=as_json)
+        return
+    result = scan(shards, looked_for, rules, out, keep_boilerplate=keep_boilerplate, **options)
     if not as_json:
         _print_audit(result)
     rewritten = None
@@ -598,6 +606,31 @@ def audit(
         _print_clean(cleaned)
     if result.n_bad_rows > allow_bad_rows:
         raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _check_share(others: dict[str, Any]) -> None:
+    """Refuse options that need a whole audit."""
+    from evalkit.errors import SpecError
+
+    for option, given in others.items():
+        if given:
+            raise SpecError(
+                "this needs a whole audit, and --share scans a part of one",
+                where=option,
+                do="Give it to the command without --share, when all shares are done",
+            )
+
+
+def _check_semantic(model: str | None, sample: float, judge: Judge | None, *, is_asked_for: bool) -> None:
+    """Refuse, before anything long, options of the search for rewritten items that cannot be meant."""
+    from evalkit.errors import SpecError
+
+    if is_asked_for:
+        from evalkit.contamination.semantic.audit import check_options
+
+        check_options(model, sample)
+    elif judge or model or sample != 1.0:
+        raise SpecError("an option of --semantic is given without it", where="--semantic", do="Give it, too")
 
 
 @audit_commands.command(
@@ -1844,6 +1877,19 @@ def _print_run(result: RunResult) -> None:
         typer.echo(
             f"{result.n_errors} requests failed for good; their items are not scored. The same command asks them again."
         )
+
+
+def _print_share(result: ShareResult, *, as_json: bool) -> None:
+    """Print what became of a share of an audit, and what is left to do."""
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    before = f" ({result.n_before:,} before)" if result.n_before else ""
+    n_done = result.n_before + result.n_scanned
+    typer.echo(f"share {result.share}: {n_done:,} of {result.n_parts:,} parts of the corpus are scanned{before}")
+    if result.n_left:
+        typer.echo(f"{result.n_left:,} parts are left to other shares")
+    typer.echo("When all shares are done, the same command without --share finishes the audit.")
 
 
 def _print_audit(result: AuditResult) -> None:

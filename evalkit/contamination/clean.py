@@ -194,7 +194,7 @@ def clean(
         if task.edits:
             pq.write_table(part, task.edits)
     engine = engine or LocalEngine()
-    engine.shares_files(tasks[0].output.parent)
+    engine.shares_files(out)
     files = _run(tasks, engine)
     result = CleanResult(out, audit_dir, actions, files, n_flagged_kept, time.monotonic() - begun)
     _finish(result, tasks, key, audit.record)
