@@ -180,7 +180,8 @@ class _Session:
             return file.path
         patterns = _SEEDED.get(self._command) if role == "write" else None
         skipped = () if role == "write" or self._command == "audit judge" else _SCAN
-        results = Results(address, lambda file: _is_needed(file, patterns, skipped))
+        together = self._given.get("share") is not None  # Slurm's tasks, on this machine and others
+        results = Results(address, lambda file: _is_needed(file, patterns, skipped), together=together)
         self._results.append(results)
         return results.folder
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from evalkit.corpora.remote import BLOCK_BYTES, Address, RemoteFile, describe, file_system, files_at, is_web, patiently
@@ -24,6 +25,8 @@ _STAMPS: Final = (
     *("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified", "created"),
 )
 """What tells versions of a file apart, by the names that file systems have for it."""
+
+_BESIDE: Final = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 _N_AT_ONCE: Final = 8
 
@@ -236,10 +239,11 @@ def end_uploads(address: str, is_ours: Callable[[str], bool]) -> int:
     return n_ended
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a file is what a killed `put` has left beside its place."""
-    last = PurePosixPath(name).name
-    return last.startswith(".") and last.endswith(".tmp")
+def put_name(leftover: str) -> str | None:
+    """Return what a file was to be called that a killed `put` has left beside its place; None: it is no such file."""
+    folder, _, last = leftover.rpartition("/")
+    found = _BESIDE.fullmatch(last)
+    return None if found is None else f"{folder}/{found[1]}".lstrip("/")
 
 
 def _at_once(work: Callable[[str], None], names: Iterable[str]) -> None:

@@ -22,12 +22,13 @@ from evalkit.addresses import has_password, name_place, without_query
 from evalkit.corpora.objects import (
     Stored,
     end_uploads,
+    fetch,
     fetch_all,
-    is_leftover,
     join,
     listed,
     put,
     put_all,
+    put_name,
     remove,
 )
 from evalkit.corpora.remote import file_system, is_web
@@ -170,6 +171,8 @@ class Results:
         The directory.
     seed
         Which of the files that are there the work needs, by their names; None: all.
+    together
+        Commands of which each does a share of the work, at the same time, here and elsewhere. None of them publishes.
 
     Attributes
     ----------
@@ -177,13 +180,14 @@ class Results:
         The folder on this machine.
     """
 
-    def __init__(self, address: str, seed: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, address: str, seed: Callable[[str], bool] | None = None, *, together: bool = False) -> None:
         check_writable(address)
+        self._together = together
         self.address = address.rstrip("/")
         self._seed = seed or (lambda name: True)
         self._place = _place("outputs", self.address)
         self.folder = self._place / "results" / _last_name(address)
-        self._lock = _Lock(self._place, wait=False)
+        self._lock = _Lock(self._place, wait=False, shared=together)
         self._state: dict[str, Any] = {}
 
     def begin(self, command: str) -> None:
@@ -205,10 +209,24 @@ class Results:
         """
         self._lock.acquire(self.address)
         try:
+            if self._together:
+                self._join()
+                return
             self._begin(hashlib.sha256(command.encode()).hexdigest())
         except BaseException:
             self._lock.release()
             raise
+
+    def _join(self) -> None:
+        """Make the folder ready for a share of the work: others may be working in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name_place(str(self.folder), self.address)
+        found = listed(self.address)
+        if complete := [name for name in RECORDS if name in found]:
+            raise SpecError(
+                f"the address already holds results ({complete[0]})", where=self.address, do="Give another --out"
+            )
+        self._mark()
 
     def _begin(self, command: str) -> None:
         self._state = _read_state(self._place / "state.json")
@@ -218,14 +236,12 @@ class Results:
             self._publish()
             if waiting["command"] == command:
                 raise AlreadyPublishedError(waiting["exit_code"])
-        end_uploads(self.address, lambda name: _is_work(name) or PurePosixPath(name).name in _KNOWN)
         found = listed(self.address)
         if "" in found:
             raise SpecError("a file is at this address", where=self.address, do="Give another --out")
-        if leftovers := [name for name in found if is_leftover(name)]:
-            remove(self.address, leftovers)
+        self._state["begun"] = self._read_mark() if _MARKER in found else []
         foreign = [name for name in found if PurePosixPath(name).name in _KNOWN and not self._is_ours(name, found)]
-        if foreign and _MARKER not in found:
+        if foreign:
             raise SpecError(
                 f"files with names of ours are there ({', '.join(sorted(foreign)[:3])}), but no record that says that "
                 "they are ours",
@@ -272,6 +288,9 @@ class Results:
         InputError
             Somebody else has written there meanwhile; or it cannot be written. The folder stays.
         """
+        if self._together:
+            self._lock.release()
+            return
         try:
             self._state["publishing"] = {"command": self._state["command"], "exit_code": exit_code}
             self._check_meanwhile()
@@ -295,6 +314,9 @@ class Results:
     def _publish(self) -> None:
         """Put all that has changed; called again after a kill it does the same again."""
         changed = self._changed()
+        if not changed:
+            self._clear()
+            return
         records = [name for name in changed if PurePosixPath(name).name in RECORDS]
         gone = [name for name in self._state["seeded"] if not (self.folder / name).exists()]
         if records:
@@ -306,14 +328,29 @@ class Results:
         remove(self.address, dict.fromkeys(gone))
         for name in sorted(records, key=lambda name: (-name.count("/"), name)):
             put(changed[name], join(self.address, name))
-        remove(self.address, [name for name in listed(self.address) if _is_work(name)])
-        if changed:
-            n_bytes = sum(path.stat().st_size for path in changed.values())
-            say(f"{len(changed):,} files ({n_bytes / 1e6:,.1f} MB) are at {self.address} now")
+        self._clean(changed)
+        n_bytes = sum(path.stat().st_size for path in changed.values())
+        say(f"{len(changed):,} files ({n_bytes / 1e6:,.1f} MB) are at {self.address} now")
         self._clear()
+
+    def _clean(self, names: Iterable[str]) -> None:
+        """Remove what unfinished work and killed puts have left: all of it has names of ours."""
+        mine = set(names)
+
+        def is_ours(name: str) -> bool:
+            return _is_work(name) or name in mine
+
+        end_uploads(self.address, is_ours)
+        remove(
+            self.address,
+            [name for name in listed(self.address) if _is_work(name) or is_ours(put_name(name) or "")],
+        )
 
     def leave(self) -> None:
         """Stop without publishing. Unfinished work stays for the next time; where there is none, nothing stays."""
+        if self._together:
+            self._lock.release()
+            return
         try:
             with contextlib.suppress(InputError):  # why the work failed is worth more to the user
                 work = [name for name in listed(self.address) if _is_work(name) and name != _MARKER]
@@ -336,15 +373,26 @@ class Results:
         }
 
     def _is_ours(self, name: str, found: Iterable[str]) -> bool:
-        """Whether a record, in its folder or above, says that a file is ours."""
+        """Whether a record in its folder or above says that a file is ours, or a publishing that was killed."""
         folders = list(PurePosixPath(name).parents)
-        return any(str(folder / record) in found for folder in folders for record in RECORDS)
+        return name in self._state["begun"] or any(
+            str(folder / record) in found for folder in folders for record in RECORDS
+        )
 
     def _mark(self, names: Iterable[str] = ()) -> None:
         """Say at the address that work for it is under way; that shows, too, that one can write there."""
         marker = self._place / "evalkit.json"
+        # The same each time, so that commands which share the work do not disturb each other.
         write_json(marker, {"evalkit": "these results are not complete", "files": sorted(names)})
         put(marker, join(self.address, _MARKER))
+
+    def _read_mark(self) -> list[str]:
+        """What somebody, here or elsewhere, had begun to publish."""
+        copy = self._place / "begun.json"
+        fetch(join(self.address, _MARKER), copy)
+        files = _read_state(copy).get("files", [])
+        copy.unlink()
+        return [str(name) for name in files]
 
     def _save(self) -> None:
         write_json(self._place / "state.json", self._state)
@@ -405,14 +453,15 @@ def check_writable(address: str) -> None:
 class _Lock:
     """Held by one process of this machine at a time; the system lets it go when the process dies."""
 
-    def __init__(self, place: Path, *, wait: bool) -> None:
-        self._path, self._wait, self._file = place / ".lock", wait, -1
+    def __init__(self, place: Path, *, wait: bool, shared: bool = False) -> None:
+        self._path, self._file = place / ".lock", -1
+        self._how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
 
     def acquire(self, address: str = "") -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            fcntl.flock(self._file, self._how)
         except OSError:
             self.release()
             raise SpecError(

@@ -1,9 +1,10 @@
-"""A real object server on this machine, of S3's kind, and a proxy before it that fails in the ways that real ones do."""
+"""A real object server on this machine, of S3's kind, and a proxy before it that fails as real ones do."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import os
 import threading
 import uuid
@@ -31,12 +32,12 @@ class Proxy:
         What becomes of the next PUT and POST requests, in turn: a number is a status, "break" ends the connection
         before the server sees all, "lost" after it has stored all; None: nothing.
     held
-        Called with method and path before a request is passed on; a test can wait in it.
+        Called with method and path before a request is passed on; a test can wait in it, and answer "drop".
     """
 
     port: int = 0
     faults: list[str | int | None] = field(default_factory=list)
-    held: Callable[[str, str], None] = lambda method, path: None
+    held: Callable[[str, str], object] = lambda method, path: None
     seen: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -62,7 +63,9 @@ def proxy_to(port: int) -> Iterator[Proxy]:
             chunked = self.headers.get("Transfer-Encoding") == "chunked"
             body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length", 0)))
             proxy.seen.append((self.command, self.path))
-            proxy.held(self.command, self.path)
+            if proxy.held(self.command, self.path) == "drop":
+                self.close_connection = True
+                return
             fault = proxy.faults.pop(0) if proxy.faults and self.command in ("PUT", "POST") else None
             if isinstance(fault, int):
                 self._answer(fault, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
@@ -101,7 +104,8 @@ def proxy_to(port: int) -> Iterator[Proxy]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler._pass_on)
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
@@ -183,6 +187,8 @@ def store(object_server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             monkeypatch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)  # of its own, besides ours
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)
         # fsspec reads its variables when it is imported.
         monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": proxy.url})
         fs = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{object_server}", use_listings_cache=False)

@@ -106,7 +106,7 @@ def test_nobody_sees_half_of_a_file(place, tmp_path, local):
 
     def watch():
         while not ended.is_set():
-            sizes.update((name, one.size) for name, one in listed(place).items() if not objects.is_leftover(name))
+            sizes.update((name, one.size) for name, one in listed(place).items() if objects.put_name(name) is None)
 
     thread = threading.Thread(target=watch)
     thread.start()
