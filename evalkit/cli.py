@@ -23,6 +23,7 @@ from evalkit.terminal import safe
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from evalkit.contamination.audit import ShareResult
     from evalkit.contamination.benchmarks import Benchmark
     from evalkit.contamination.clean import CleanResult
     from evalkit.contamination.findings import AuditResult
@@ -123,6 +124,22 @@ class JudgeCommand(WithSubcommands):
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+_WHERE = "Where the work is done"
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; default: one for each processor.", rich_help_panel=_WHERE),
+]
+EngineOption = Annotated[
+    str, typer.Option(help="local: processes of this machine; ray: a Ray cluster.", rich_help_panel=_WHERE)
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of the cluster's head; default: auto, the cluster in RAY_ADDRESS or that this machine is in.",
+        rich_help_panel=_WHERE,
+    ),
+]
 
 
 def _version(value: bool) -> None:
@@ -465,7 +482,18 @@ def audit(
     tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
     task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only scan every N-th part of the corpus, from the I-th (1 to N), for the same command without this, "
+            "which takes what the shares have found: for array jobs.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in the directory.")] = False,
     run: Annotated[
@@ -488,13 +516,16 @@ def audit(
     Exit code 1 means that the audit is complete but more than --allow-bad-rows rows could not be read; they are
     listed in bad_rows.jsonl.
     """
+    from evalkit.contamination.audit import Share, scan_share
     from evalkit.contamination.audit import audit as scan
     from evalkit.contamination.rules import DEFAULT_RULES, FUZZY, load_rules
     from evalkit.corpora.shards import find_shards
-    from evalkit.engines import LocalEngine
-    from evalkit.errors import SpecError
+    from evalkit.engines import choose
     from evalkit.progress import say
 
+    mine = Share.parse(share) if share else None
+    if mine:
+        _check_share({"--run": run, "--clean": clean, "--semantic": semantic})
     runs = [Path(one) for one in run or ()]
     if runs:  # before hours of scanning, not after
         from evalkit.reports.inputs import load_run
@@ -509,35 +540,31 @@ def audit(
         actions_of([vars(one) for one in rules])
         check_target(clean, shards, overwrite=overwrite)
     judge = _judge(judge_url, judge_model, concurrency=None)
-    if semantic:
-        from evalkit.contamination.semantic.audit import check_options
-
-        check_options(semantic_model, semantic_sample)
-    elif judge or semantic_model or semantic_sample != 1.0:
-        raise SpecError("an option of --semantic is given without it", where="--semantic", do="Give it, too")
-    result = scan(
-        shards,
-        _benchmarks(benchmark, fields, tasks_dir, data, task_seed),
-        rules,
-        out,
-        text_column=text_column or "text",
-        id_column=id_column,
-        keep_boilerplate=keep_boilerplate,
-        overwrite=overwrite,
-        engine=LocalEngine(workers),
-    )
+    _check_semantic(semantic_model, semantic_sample, judge, is_asked_for=semantic)
+    looked_for = _benchmarks(benchmark, fields, tasks_dir, data, task_seed)
+    place = choose(engine, ray_address, workers)
+    options: dict[str, Any] = {
+        "text_column": text_column or "text",
+        "id_column": id_column,
+        "overwrite": overwrite,
+        "engine": place,
+    }
+    if mine:
+        _print_share(scan_share(shards, looked_for, rules, out, mine, **options), as_json=as_json)
+        return
+    result = scan(shards, looked_for, rules, out, keep_boilerplate=keep_boilerplate, **options)
     if not as_json:
         _print_audit(result)
     rewritten = None
     if semantic:
         say(f"the audit is complete; should the search for rewritten items end, `evalkit audit semantic {out}` goes on")
-        rewritten = _semantic(out, semantic_model, semantic_sample, judge, LocalEngine(workers))
+        rewritten = _semantic(out, semantic_model, semantic_sample, judge, place)
         if not as_json:
             _print_semantic(rewritten)
     splits = _score_splits(out, runs) if runs else None
     if splits and not as_json:
         _print_splits(splits)
-    cleaned = _clean(out, clean, overwrite=overwrite, engine=LocalEngine(workers)) if clean else None
+    cleaned = _clean(out, clean, overwrite=overwrite, engine=place) if clean else None
     if as_json:
         more = {"semantic": rewritten, "score_split": splits, "clean": cleaned}
         _print_json({**result.to_dict(), **{name: one.to_dict() for name, one in more.items() if one}})
@@ -545,6 +572,31 @@ def audit(
         _print_clean(cleaned)
     if result.n_bad_rows > allow_bad_rows:
         raise typer.Exit(EXIT_BAR_NOT_MET)
+
+
+def _check_share(others: dict[str, Any]) -> None:
+    """Refuse options that need a whole audit."""
+    from evalkit.errors import SpecError
+
+    for option, given in others.items():
+        if given:
+            raise SpecError(
+                "this needs a whole audit, and --share scans a part of one",
+                where=option,
+                do="Give it to the command without --share, when all shares are done",
+            )
+
+
+def _check_semantic(model: str | None, sample: float, judge: Judge | None, *, is_asked_for: bool) -> None:
+    """Refuse, before anything long, options of the search for rewritten items that cannot be meant."""
+    from evalkit.errors import SpecError
+
+    if is_asked_for:
+        from evalkit.contamination.semantic.audit import check_options
+
+        check_options(model, sample)
+    elif judge or model or sample != 1.0:
+        raise SpecError("an option of --semantic is given without it", where="--semantic", do="Give it, too")
 
 
 @audit_commands.command(
@@ -614,7 +666,9 @@ def clean_corpus(
         str | None,
         typer.Option(help="A row for each piece (rows), or one row (join); default: rows where the text is one field."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a clean corpus in --to.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -624,7 +678,7 @@ def clean_corpus(
     killed run goes on when the same command is given again.
     """
     from evalkit.contamination.cutting import Cutting
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     result = _clean(
         directory,
@@ -634,7 +688,7 @@ def clean_corpus(
         cutting=Cutting(context, min_piece, max_pieces),
         pieces=pieces,
         overwrite=overwrite,
-        engine=LocalEngine(workers),
+        engine=choose(engine, ray_address, workers),
     )
     if as_json:
         _print_json(result.to_dict())
@@ -714,7 +768,9 @@ def find_rewritten(
     judge_url: JudgeUrlOption = None,
     judge_model: JudgeModelOption = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Questions in flight; default: adapts.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find an audit's items in other words, by rare words, sentence embeddings and perhaps a judge.
@@ -722,10 +778,11 @@ def find_rewritten(
     What is found is added to the audit as the rule `semantic`. A killed search goes on when the command is given again.
     Exit code 1 means that the judge did not answer on some pairs; the same command asks again.
     """
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     judge = _judge(judge_url, judge_model, concurrency=concurrency)
-    result = _semantic(directory, semantic_model, semantic_sample, judge, LocalEngine(workers))
+    place = choose(engine, ray_address, workers)
+    result = _semantic(directory, semantic_model, semantic_sample, judge, place)
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -930,8 +987,13 @@ def dedup(
     data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
     task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: one for each processor, or one for a small corpus.")
+        int | None,
+        typer.Option(
+            min=1, help="Processes; default: one for each processor, or one for a small corpus.", rich_help_panel=_WHERE
+        ),
     ] = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[
         bool,
@@ -953,7 +1015,7 @@ def dedup(
     from evalkit.dedup.lsh import parse_bands
     from evalkit.dedup.shingles import parse_shingling
     from evalkit.dedup.signatures import MinHashing
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     spec = DedupSpec(
         MinHashing(parse_shingling(shingle), num_perm, hash_name=hash_name),  # type: ignore[arg-type]
@@ -963,11 +1025,15 @@ def dedup(
         keep=keep,  # type: ignore[arg-type]
         split=not no_split,
     )
+    # None: of this machine's processes as many as the corpus is large.
+    place = choose(engine, ray_address, workers) if workers or engine != "local" or ray_address else None
+    if place:
+        place.shares_files(out)
     options: dict[str, Any] = {
         "text_column": text_column or "text",
         "id_column": id_column,
         "overwrite": overwrite,
-        "engine": LocalEngine(workers) if workers else None,
+        "engine": place,
     }
     if against:
         if write or substrings or figure:
@@ -1283,7 +1349,7 @@ def gate(
     if junit:
         write_junit(result, junit)
     if summary:
-        write_text(summary, result.to_markdown())
+        write_text(summary, named(result.to_markdown()))
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -1777,6 +1843,19 @@ def _print_run(result: RunResult) -> None:
         typer.echo(
             f"{result.n_errors} requests failed for good; their items are not scored. The same command asks them again."
         )
+
+
+def _print_share(result: ShareResult, *, as_json: bool) -> None:
+    """Print what became of a share of an audit, and what is left to do."""
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    before = f" ({result.n_before:,} before)" if result.n_before else ""
+    n_done = result.n_before + result.n_scanned
+    typer.echo(f"share {result.share}: {n_done:,} of {result.n_parts:,} parts of the corpus are scanned{before}")
+    if result.n_left:
+        typer.echo(f"{result.n_left:,} parts are left to other shares")
+    typer.echo("When all shares are done, the same command without --share finishes the audit.")
 
 
 def _print_audit(result: AuditResult) -> None:
