@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -49,6 +50,11 @@ def without_query(address: str) -> str:
 def name_place(folder: str, address: str) -> None:
     """From now on call what lies in this folder, a copy for this machine, by its address."""
     _PLACES[folder] = address
+
+
+def address_of(folder: Path) -> str | None:
+    """Return the address that a folder stands for; None: it is no copy."""
+    return _PLACES.get(str(folder.absolute()))
 
 
 def named(text: str) -> str:

@@ -27,7 +27,7 @@ _PATH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?!/)")
 Role = Literal["read", "write", "update", "write file", "refuse"]
 
 # What most commands do not read of an audit and of a run, and what can be large.
-_SCAN: Final = ("scan.parquet", "scan.near.parquet")
+_SCAN: Final = ("scan.parquet", "scan.*.parquet")
 _JOURNAL: Final = ("journal.sqlite", "log.jsonl")
 
 _ROLES: Final[Mapping[str, Role]] = {

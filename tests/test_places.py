@@ -14,12 +14,14 @@ import typing
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from evalkit import cli, places
 from evalkit.addresses import named
-from evalkit.corpora import remote
+from evalkit.corpora import find_shards, remote
 from evalkit.errors import EvalkitError, InputError
 from tests.conftest import ROOT
 from tests.corpora.store import KEY, SECRET, Store, object_server, store  # noqa: F401
@@ -28,7 +30,15 @@ from tests.reports.runs import write_run
 from tests.runs.conftest import save_tiny_model
 
 WORDS = [f"word{number}" for number in range(300)]
-TABLES = ["audit.json", "documents.parquet", "items.parquet", "matches.parquet", "scan.near.parquet", "scan.parquet"]
+TABLES = [f"{name}.parquet" for name in ("documents", "items", "matches", "scan", "scan.files", "scan.near", "texts")]
+    "audit.json",
+    "documents.parquet",
+    "items.parquet",
+    "matches.parquet",
+    "scan.files.parquet",
+    "scan.near.parquet",
+    "scan.parquet",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +111,7 @@ def results(full, folder):
 def test_an_audit_at_an_address_is_the_audit_in_a_folder(full, tmp_path):
     printed = evalkit(*audit_words(full, f"{full.url}/out/leaks"))
     assert f"Audit: {full.url}/out/leaks" in printed
-    assert set(TABLES) | {"bad_rows.jsonl", "texts.parquet"} == set(full.names("out/leaks"))
+    assert {*TABLES, "bad_rows.jsonl", "audit.json"} == set(full.names("out/leaks"))
     evalkit(*audit_words(full, tmp_path / "leaks"))
     for name in full.names("out/leaks"):
         if name != "audit.json":
@@ -217,6 +227,49 @@ def test_an_audit_killed_while_it_replaces_another_is_no_audit_until_it_has(full
     assert json.loads(full.read("leaks/audit.json"))["rules"] == ["palm"]
 
 
+def test_an_audit_killed_while_it_scans_goes_on_from_the_parts_at_the_address(full, tmp_path, monkeypatch):
+    evalkit(*audit_words(full, f"{full.url}/whole"))
+    words = audit_words(full, f"{full.url}/leaks")
+    n_parts = 0
+
+    def third(method, path):
+        nonlocal n_parts
+        n_parts += method == "PUT" and "/leaks/.unfinished/" in path and ".near." in path
+        return "drop" if n_parts == 3 else None
+
+    full.proxy.held = third
+    process = start(full, *words)
+    while n_parts < 3:
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.wait()
+    full.proxy.held = lambda method, path: None
+    parts = [name for name in full.names("leaks") if name.endswith(".parquet")]
+    assert len(parts) == 4 and all(name.startswith(".unfinished/") for name in parts)
+    with pytest.raises(InputError, match="nothing is at this address"):
+        find_shards([f"{full.url}/leaks"])  # no corpus, either
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "another machine's"))
+    process = start(full, *words)
+    assert "2 of 4 parts were scanned before" in process.communicate()[1]
+    assert results(full, "leaks") == results(full, "whole")
+    assert not [name for name in full.names("leaks") if name.startswith(".")]
+
+
+def test_shares_of_an_audit_meet_at_an_address(full, tmp_path, monkeypatch):
+    """As tasks of an array job on machines that share no disk."""
+    evalkit(*audit_words(full, f"{full.url}/whole"))
+    words = audit_words(full, f"{full.url}/leaks")
+    for number in (1, 2):
+        monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / f"machine {number}"))
+        evalkit(*words, "--share", f"{number}/2")
+        assert "audit.json" not in full.names("leaks")
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "machine 3"))
+    process = start(full, *words)
+    assert "4 of 4 parts were scanned before" in process.communicate()[1]
+    assert results(full, "leaks") == results(full, "whole")
+    assert not [name for name in full.names("leaks") if name.startswith(".")]
+
+
 def test_two_commands_do_not_write_to_one_address_at_once(full):
     reached, go_on = threading.Event(), threading.Event()
     full.proxy.held = lambda method, path: "leaks/matches" in path and (reached.set(), go_on.wait(60))
@@ -247,7 +300,9 @@ def test_uploads_that_break_now_and_then_change_nothing(full):
 
 
 def test_runs_are_compared_and_reported_at_addresses(full, tmp_path):
-    items = {("t", f"{n:064x}"): float(n % 3 > 0) for n in range(60)}
+    evalkit(*audit_words(full, f"{full.url}/leaks"))
+    table = pq.read_table(pa.BufferReader(full.read("leaks/items.parquet")))
+    items = {("items", name): float(n % 3 > 0) for n, name in enumerate(sorted(set(table["doc_hash"].to_pylist())))}
     for name, scores in (("a", items), ("b", {key: 1.0 for key in items})):
         write_run(tmp_path / name, scores, name=name)
         for path in (tmp_path / name).iterdir():
@@ -256,19 +311,18 @@ def test_runs_are_compared_and_reported_at_addresses(full, tmp_path):
     assert json.loads(evalkit("compare", a, b, "--json")) == json.loads(
         evalkit("compare", tmp_path / "a", tmp_path / "b", "--json")
     )
-    evalkit("gate", a, b, "--rule", "better on t", "--junit", f"{full.url}/ci/gate.xml", "--summary", tmp_path / "s.md")
+    evalkit("gate", a, b, "--rule", "better on items", "--junit", f"{full.url}/ci/gate.xml", "--summary", tmp_path / "s.md")
     assert full.read("ci/gate.xml").startswith(b"<?xml")
     evalkit("report", a, b, "-o", f"{full.url}/pages/report.html")
     page = full.read("pages/report.html").decode()
     assert "<html" in page and str(tmp_path / "cache") not in page
     evalkit("diff", a, b)
-    evalkit(*audit_words(full, f"{full.url}/leaks"))
-    before = full.fs.info(f"{full.url}/leaks/audit.json")["LastModified"]
-    try:
-        evalkit("audit", "score", f"{full.url}/leaks", "--run", a)
-    except InputError as error:  # the made-up items are of no benchmark; the directory was opened all the same
-        assert "no" in str(error)
-    assert full.fs.info(f"{full.url}/leaks/audit.json")["LastModified"] == before
+    # What is added to an audit is put there; the rest is left as it is.
+    before = {name: full.fs.info(f"{full.url}/leaks/{name}")["LastModified"] for name in full.names("leaks")}
+    evalkit("audit", "score", f"{full.url}/leaks", "--run", a)
+    assert set(full.names("leaks")) == {*before, "score_split.json"}
+    assert before == {name: full.fs.info(f"{full.url}/leaks/{name}")["LastModified"] for name in before}
+    assert "contamination" in evalkit("compare", a, b, "--audit", f"{full.url}/leaks")
 
 
 def test_a_run_is_worked_on_here_and_published_at_its_end(full, tmp_path):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from evalkit.addresses import named
 from evalkit import tables
+from evalkit.addresses import named
 from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.files import write_text
 from evalkit.judges.audit import audit as audit_judges
