@@ -112,10 +112,10 @@ class RayEngine:
     ----------
     address
         `HOST:PORT` of the cluster's head; or `auto`: the address in `RAY_ADDRESS`, else the cluster that this machine
-        belongs to, else one of this machine alone, which is started and ends with this process. A connection that this
-        process has already is used.
+        belongs to, else one of this machine alone, which is started and ends with this process; or `local`: such a one
+        in any case. A connection that this process has already is used.
     n_workers
-        Tasks that run at a time; None: as many as the cluster has processors, also later ones.
+        Tasks that run at a time; None: as many as the cluster has processors, also those that join it later.
 
     Raises
     ------
@@ -126,9 +126,9 @@ class RayEngine:
     def __init__(self, address: str = "auto", n_workers: int | None = None) -> None:
         ray_cluster.connect(address)
         self.n_workers = n_workers
-        self._caller = ray_cluster.Caller.here()
+        self.caller = ray_cluster.Caller.here()
         self._warming: list[Any] = []
-        ray_cluster.check_nodes(self._caller)
+        ray_cluster.check_nodes(self.caller)
 
     def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
         """Put a value into the object store, once; `saved` is not needed."""
@@ -144,12 +144,12 @@ class RayEngine:
         EngineError
             A node does not see it.
         """
-        ray_cluster.check_nodes(self._caller, folder.absolute())
+        ray_cluster.check_nodes(self.caller, folder.absolute())
 
     def start(self, function: Callable[[], None]) -> None:
         """Let workers start, and each call `function`, while this process does something else."""
         remote = ray_cluster.remote(_warm, max_retries=0)
-        self._warming = [remote.remote(function, self._caller) for _ in range(self._n_at_a_time())]
+        self._warming = [remote.remote(function, self.caller) for _ in range(self.n_at_a_time())]
 
     def stop(self) -> None:
         """Cancel what `start` began. Ray ends idle workers, and the connection ends with this process."""
@@ -170,7 +170,8 @@ class RayEngine:
         finally:
             flight.end()
 
-    def _n_at_a_time(self) -> int:
+    def n_at_a_time(self) -> int:
+        """Tasks that can run at a time now."""
         return self.n_workers or ray_cluster.n_processors()
 
 
@@ -200,6 +201,7 @@ class _Flight(Generic[_Task, _Result]):
         self._n_attempts = 0
         self._is_all_out = False
         self._looked = self._last_ran = time.monotonic()
+        self._n_at_a_time = engine.n_at_a_time()
         self._is_idle_told = False
         self._remote = ray_cluster.remote(_attempt, max_retries=MAX_RETRIES)
         self._begun = ray_cluster.actor(_Begun)
@@ -219,7 +221,7 @@ class _Flight(Generic[_Task, _Result]):
             for reference in done:
                 yield from self._take(reference)
             if time.monotonic() - self._looked >= _POLL_S:
-                self._look_after_running()
+                self._look_around()
 
     def end(self) -> None:
         """Let nothing run on."""
@@ -231,7 +233,9 @@ class _Flight(Generic[_Task, _Result]):
             ray.kill(self._begun)
 
     def _hand_out(self) -> None:
-        room = 0 if self._is_all_out else self._engine._n_at_a_time() * self._n_queued - len(self._tasks)
+        # What waits in Ray's queue would run when there are more processors than workers asked for.
+        n_each = 1 if self._engine.n_workers else _QUEUED
+        room = 0 if self._is_all_out else self._n_at_a_time * n_each - len(self._tasks)
         handed_out = 0
         for number, task in itertools.islice(self._left, max(room, 0)):
             self._tasks[number] = task
@@ -239,18 +243,11 @@ class _Flight(Generic[_Task, _Result]):
             handed_out += 1
         self._is_all_out = self._is_all_out or handed_out < room
 
-    @property
-    def _n_queued(self) -> int:
-        # What waits in Ray's queue would run when there are more processors than workers asked for.
-        return 1 if self._engine.n_workers else _QUEUED
-
     def _submit(self, number: int, node: str | None = None) -> None:
         attempt = _Attempt(number, node is not None, self._n_attempts)
         self._n_attempts += 1
         remote = self._remote if node is None else ray_cluster.on_node(self._remote, node, soft=True)
-        reference = remote.remote(
-            self._function, self._tasks[number], attempt.number, self._begun, self._engine._caller
-        )
+        reference = remote.remote(self._function, self._tasks[number], attempt.number, self._begun, self._engine.caller)
         self._attempts[reference] = attempt
 
     def _take(self, reference: Any) -> Iterator[tuple[int, _Result]]:
@@ -284,11 +281,12 @@ class _Flight(Generic[_Task, _Result]):
         del self._tasks[attempt.task]
         yield attempt.task, result
 
-    def _look_after_running(self) -> None:
-        """Begin second copies of tasks that run much too long, and say when nothing runs at all."""
+    def _look_around(self) -> None:
+        """See how large the cluster is now, begin second copies of stragglers, and say when nothing runs at all."""
         import ray
 
         now = self._looked = time.monotonic()
+        self._n_at_a_time = self._engine.n_at_a_time()
         may_straggle = self._is_all_out and self._seconds
         if not may_straggle and now - self._last_ran < _IDLE_S:
             return
