@@ -21,9 +21,12 @@ from typer.testing import CliRunner
 
 from evalkit import cli, places
 from evalkit.addresses import named
+from evalkit.contamination.benchmarks import Benchmark, Item
+from evalkit.contamination.index import build_index, load_index, save_index
 from evalkit.corpora import find_shards, remote
 from evalkit.errors import EvalkitError, InputError
 from tests.conftest import ROOT
+from tests.corpora.hub import hub
 from tests.corpora.store import KEY, SECRET, Store, object_server, store  # noqa: F401
 from tests.corpora.web import Site, serve
 from tests.reports.runs import write_run
@@ -382,6 +385,46 @@ def test_other_file_systems_take_results_too(tmp_path):
     finally:
         memory.store.clear()
         memory.pseudo_dirs[:] = [""]
+
+
+def test_duplicates_at_an_address_are_those_in_a_folder(full, tmp_path):
+    full.write("corpus/again.jsonl", full.read("corpus/1.jsonl"))
+    words = ["dedup", "--corpus", f"{full.url}/corpus", "--allow-bad-rows", "1", "--workers", "1", "--out"]
+    evalkit(*words, tmp_path / "dups")
+    printed = json.loads(evalkit(*words, f"{full.url}/dups", "--json"))
+    here = {path.relative_to(tmp_path / "dups").as_posix() for path in (tmp_path / "dups").rglob("*") if path.is_file()}
+    assert set(full.names("dups")) == {name for name in here if not name.startswith(".")}
+    assert full.read("dups/clusters.parquet") == (tmp_path / "dups/clusters.parquet").read_bytes()
+    assert printed["n_documents"] == 300
+    assert not [name for name in full.names("dups") if str(tmp_path).encode() in full.read(f"dups/{name}")]
+
+
+def test_a_corpus_and_a_benchmark_on_the_hub_are_read(here, tmp_path):
+    """From a server of the hub's kind; in a process of its own, as the hub's address is read at the start."""
+    with hub("org/data", written()) as (url, asked):
+        words = ["--corpus", "hf://datasets/org/data/corpus", "--benchmark", "hf://datasets/org/data/items.jsonl"]
+        done = subprocess.run(
+            [sys.executable, "-m", "evalkit.cli", "audit", *words, "--out", "leaks", "--allow-bad-rows", "1", "--json"],
+            env={**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((here / "leaks/audit.json").read_text())
+    assert [one["file"].rpartition("/")[2] for one in record["corpus"]] == [f"{n}.jsonl" for n in range(4)]
+    assert json.loads(done.stdout)["n_documents"] == 240
+    assert any(path.endswith("/corpus/3.jsonl") and span for path, span in asked)
+
+
+def test_a_saved_index_lies_at_an_address(full):
+    items = tuple(Item(f"{n:064x}", {"question": " ".join(WORDS[n : n + 20])}) for n in range(9))
+    index = build_index([Benchmark("b", "", items, 0)], 8)
+    save_index(index, f"{full.url}/index")
+    assert load_index(f"{full.url}/index").fingerprint == index.fingerprint
+    full.fs.rm_file(f"{full.url}/index/index.json")
+    with pytest.raises(InputError, match="index cannot be opened"):
+        load_index(f"{full.url}/index")
 
 
 @pytest.mark.parametrize(
