@@ -64,7 +64,9 @@ def listed(address: str) -> dict[str, Stored]:
     def ask() -> dict[str, Any]:
         fs.invalidate_cache()
         try:
-            return dict(fs.find(path, detail=True))
+            found = dict(fs.find(path, detail=True))
+            # Of a file that is asked for itself, some say nothing more.
+            return {name: info if "type" in info else fs.info(name) for name, info in found.items()}
         except FileNotFoundError:
             return {}
 

@@ -41,7 +41,10 @@ def hub(name: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[tuple[st
                 below = [one for one in files if one.startswith(f"{folder}/" if folder else "")]
                 folders = sorted({one.rpartition("/")[0] for one in below} - {"", folder})
                 entries = [{"type": "directory", "path": one, "oid": "0", "size": 0} for one in folders]
-                self._json([*entries, *self._entries(below)])
+                if below:
+                    self._json([*entries, *self._entries(below)])
+                else:
+                    self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             elif path.startswith(f"{api}/paths-info/"):
                 wanted = json.loads(body)["paths"] if body[:1] == b"{" else []
                 folders = [one for one in wanted if any(file.startswith(f"{one}/") for file in files)]
