@@ -7,12 +7,12 @@ import http.client
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib import request
 
 import fsspec
 import fsspec.config
@@ -192,6 +192,8 @@ def store(object_server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         # fsspec reads its variables when it is imported.
         monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": proxy.url})
         fs = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{object_server}", use_listings_cache=False)
-        bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+        # Always the same name, so that what is written into results is the same.
+        bucket = "bucket-of-tests"
+        request.urlopen(request.Request(f"http://127.0.0.1:{object_server}/moto-api/reset", method="POST")).close()
         fs.mkdir(bucket)
         yield Store(f"s3://{bucket}", fs, proxy, {**os.environ, **variables, "FSSPEC_S3_ENDPOINT_URL": proxy.url})
