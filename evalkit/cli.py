@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from evalkit.addresses import named, redact
 from evalkit.errors import EvalkitError
+from evalkit.places import Commands
 from evalkit.stats.margins import parse_margin
 from evalkit.terminal import safe
 
@@ -50,7 +52,7 @@ class AllCommands(TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "tasks", "audit", "dedup"))
 
 
-app = typer.Typer(
+app = Commands(
     cls=AllCommands,
     no_args_is_help=True,
     add_completion=False,
@@ -448,7 +450,7 @@ def list_tasks(
     _console().print(table)
 
 
-audit_commands = typer.Typer()
+audit_commands = Commands("audit")
 app.add_typer(audit_commands, name="audit")
 
 _REWRITTEN = "Rewritten items"
@@ -1383,7 +1385,7 @@ def gate(
     if junit:
         write_junit(result, junit)
     if summary:
-        write_text(summary, result.to_markdown())
+        write_text(summary, named(result.to_markdown()))
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -1487,7 +1489,7 @@ def power(
         render_power(answers, _console())
 
 
-judge_commands = typer.Typer()
+judge_commands = Commands("judge")
 app.add_typer(judge_commands, name="judge")
 _JUDGE = "The judge"
 JudgeOption = Annotated[
@@ -1849,7 +1851,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title and named(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", justify="left" if number == 0 else "right")
     return table
@@ -2001,7 +2003,7 @@ def _without_text(result: AuditResult) -> dict[str, list[str]]:
 def _print_json(value: Any) -> None:
     from evalkit.files import to_json
 
-    sys.stdout.write(to_json(value, indent=True).decode() + "\n")
+    sys.stdout.write(named(to_json(value, indent=True).decode()) + "\n")
 
 
 def main() -> None:
@@ -2017,7 +2019,7 @@ def main() -> None:
         # A full disk, a folder without permission: the machine's trouble, not a bug of ours.
         if error.errno is None or error.filename is None:
             raise
-        typer.echo(f"error: {safe(str(error.filename))}: {error.strerror}", err=True)
+        typer.echo(f"error: {safe(redact(str(error.filename)))}: {error.strerror}", err=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         typer.echo("interrupted (evalkit run goes on where it stopped when you give the same command)", err=True)

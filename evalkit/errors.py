@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from evalkit.addresses import redact
+
 
 class EvalkitError(Exception):
     """A mistake that the user can mend; the command line prints it as one line and exits with 2.
@@ -17,8 +19,9 @@ class EvalkitError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", do: str = "") -> None:
-        self.what, self.where, self.do = what, where, do
-        super().__init__("".join((f"{where}: " if where else "", what, f". {do}" if do else "")))
+        # Whatever the message quotes: the passwords and signatures of addresses are not for logs and screens.
+        self.what, self.where, self.do = map(redact, (what, where, do))
+        super().__init__("".join((f"{self.where}: " if where else "", self.what, f". {self.do}" if do else "")))
 
 
 class InputError(EvalkitError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from evalkit.addresses import redact
 from evalkit.files import to_json
 from evalkit.terminal import safe
 
@@ -262,12 +263,12 @@ class _JsonLines(logging.Handler):
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact(record.getMessage()),
         }
         if (server := getattr(record, "server", None)) is not None:
             line["server"] = server
         if record.exc_info:
-            line["traceback"] = logging.Formatter().formatException(record.exc_info)
+            line["traceback"] = redact(logging.Formatter().formatException(record.exc_info))
         self._file.write(to_json(line) + b"\n")
         self._file.flush()
 
@@ -297,11 +298,13 @@ def log_to(path: Path) -> Iterator[None]:
 
 def say(message: str) -> None:
     """Tell the user something about the work, on stderr, and log it."""
+    message = redact(message)
     logger.info(message, extra=_TOLD)
     print(safe(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
     """Tell the user something that may change what the result means, on stderr, and log it."""
+    message = redact(message)
     logger.warning(message, extra=_TOLD)
     print(f"warning: {safe(message)}", file=sys.stderr)

@@ -11,12 +11,12 @@ import pytest
 from tests.conftest import ROOT
 
 LEVELS = {
-    0: {"errors", "files", "resources", "tables", "progress", "terminal", "__init__"},
+    0: {"addresses", "errors", "files", "resources", "tables", "progress", "terminal", "__init__"},
     1: {"corpora", "engines", "stats", "tasks", "text"},
     2: {"runs", "contamination", "dedup"},
     3: {"judges"},
     4: {"reports"},
-    5: {"quickstart"},
+    5: {"places", "quickstart"},
     6: {"cli", "__main__"},
 }
 LEVEL_OF = {part: level for level, parts in LEVELS.items() for part in parts}

@@ -10,16 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from evalkit.addresses import address_of
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
 from evalkit.contamination.index import Index, SavedIndex, build_index, load_index, save_index
 from evalkit.contamination.outputs import SCAN, write_audit
-from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, read_part, scan_part, warm_up
+from evalkit.contamination.part_files import PartFiles
+from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, scan_part, warm_up
 from evalkit.contamination.record import AuditDirectory, open_audit
 from evalkit.contamination.recorded import Found, FoundJoiner, load
 from evalkit.contamination.rules import Rule
 from evalkit.contamination.texts import TEXTS
+from evalkit.corpora.objects import join
 from evalkit.corpora.shards import AUDIT_RECORD, Shard
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
@@ -103,6 +106,9 @@ def audit(
 ) -> AuditResult:
     """Look for the items of `benchmarks` in the corpus and write the audit directory `out`.
 
+    Is `out` the folder of `evalkit.corpora.results.Results`, parts of the work lie at its address, where workers on
+    other machines can put them.
+
     Writes the tables `matches`, `items`, `documents` and `texts`, what the scan has recorded (`scan.parquet`),
     `bad_rows.jsonl` when there are rows without a text that can be read, and last `audit.json`, whose presence means
     that the audit is complete. A killed audit goes on where it was when it is called again in the same way.
@@ -136,8 +142,9 @@ def audit(
     engine = engine or LocalEngine()
     looked_for = [*benchmarks, canary_benchmark()]
     index, parts = _prepared(shards, looked_for, rules, out, text_column, id_column, engine)
-    _scan(parts, engine)
-    found = _join(parts)
+    files = PartFiles(parts.store)
+    _scan(parts, files, engine)
+    found = _join(parts, files)
     findings = apply_rules(
         rules,
         looked_for,
@@ -186,8 +193,9 @@ def scan_share(
     engine = engine or LocalEngine()
     looked_for = [*benchmarks, canary_benchmark()]
     _, parts = _prepared(shards, looked_for, rules, out, text_column, id_column, engine)
-    n_before, n_now = _scan(parts, engine, share)
-    return ShareResult(out, share, parts.n_known, n_before, n_now, sum(not task.path.exists() for task in parts))
+    files = PartFiles(parts.store)
+    n_before, n_now = _scan(parts, files, engine, share)
+    return ShareResult(out, share, parts.n_known, n_before, n_now, sum(not files.has(task) for task in parts))
 
 
 def judge(
@@ -259,7 +267,9 @@ def _prepared(
     engine: Engine,
 ) -> tuple[Index, Parts]:
     """Make the index and share it; return it and the parts of the corpus."""
-    engine.shares_files(out)
+    address = address_of(out)
+    if address is None:
+        engine.shares_files(out)
     if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
         engine.start(warm_up)
     index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
@@ -273,10 +283,11 @@ def _prepared(
     # From here on its arrays are in the memory that the workers map, too.
     index = load_index(place)
     shared = engine.share(index, SavedIndex(place, index.fingerprint))
-    return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES)
+    store = None if address is None else join(address, WORK)
+    return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES, store)
 
 
-def _scan(parts: Parts, engine: Engine, share: Share | None = None) -> tuple[int, int]:
+def _scan(parts: Parts, files: PartFiles, engine: Engine, share: Share | None = None) -> tuple[int, int]:
     """Scan all parts, or a share of them, that were not scanned before; return how many were, and how many now.
 
     Tasks are made when the engine asks for them, and what they find goes to files: however many there are, this
@@ -292,7 +303,7 @@ def _scan(parts: Parts, engine: Engine, share: Share | None = None) -> tuple[int
             for number, task in enumerate(parts):
                 if share is not None and number % share.n != share.number - 1:
                     continue
-                if task.path.exists():
+                if files.has(task):
                     n_before += 1
                     progress.skip(task)
                 else:
@@ -306,14 +317,15 @@ def _scan(parts: Parts, engine: Engine, share: Share | None = None) -> tuple[int
     if n_before:
         say(f"{n_before} of {n_before + n_now} parts were scanned before and are kept")
     engine.stop()  # their memory is needed for what follows
+    files.look()
     return n_before, n_now
 
 
-def _join(parts: Parts) -> Found:
+def _join(parts: Parts, files: PartFiles) -> Found:
     """Put together what was found in the parts, file by file."""
-    joiner = FoundJoiner(parts.shards)
+    joiner, read = FoundJoiner(parts.shards), files.read(parts)
     for number in range(len(parts.shards)):
-        joiner.add([read_part(task) for task in parts.of(number)])
+        joiner.add([next(read) for _ in parts.of(number)])
     return joiner.found()
 
 

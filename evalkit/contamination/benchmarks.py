@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from evalkit.addresses import named
 from evalkit.corpora.shards import FORMATS, check_name, format_of
 from evalkit.corpora.streams import READ_ERRORS, read_chunks
 from evalkit.errors import EvalkitError, InputError, SpecError, TaskError
@@ -579,7 +580,7 @@ def from_file(path: Path, *, fields: FieldMapping | None = None) -> Benchmark:
                 do="Name another column in --fields, or leave the field out",
             )
     suffix = next(suffix for suffix in FORMATS if path.name.lower().endswith(suffix))
-    return _benchmark(path.name[: -len(suffix)], str(path.resolve()), rows, texts, mapping)
+    return _benchmark(path.name[: -len(suffix)], named(str(path.resolve())), rows, texts, mapping)
 
 
 def _present_columns(rows: Sequence[Mapping[str, Any]]) -> FieldMapping:

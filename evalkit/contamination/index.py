@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -15,8 +16,11 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from evalkit.addresses import is_address
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
+from evalkit.corpora.objects import join, put, put_all, remove
+from evalkit.corpora.results import local_copy
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
 from evalkit.text.buffers import arrow_buffers, make_read_only
@@ -285,8 +289,20 @@ def _n_needed(
     return np.asarray(n - np.where(is_little, 0, n // 4))
 
 
-def save_index(index: Index, folder: Path) -> None:
-    """Write the index for other processes; the description comes last, so a folder that has it is whole."""
+def save_index(index: Index, folder: Path | str) -> None:
+    """Write the index for other processes; the description comes last, so a folder that has it is whole.
+
+    The folder is a path, or an address such as `s3://bucket/index`.
+    """
+    if isinstance(folder, str) and is_address(folder):
+        with tempfile.TemporaryDirectory() as name:
+            here = Path(name)
+            save_index(index, here)
+            remove(folder, [_DESCRIPTION])
+            put_all({one.name: one for one in here.iterdir() if one.name != _DESCRIPTION}, folder)
+            put(here / _DESCRIPTION, join(folder, _DESCRIPTION))
+        return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _DESCRIPTION).unlink(missing_ok=True)
     for name in _ARRAYS:
@@ -307,14 +323,17 @@ def save_index(index: Index, folder: Path) -> None:
     )
 
 
-def load_index(folder: Path) -> Index:
+def load_index(folder: Path | str) -> Index:
     """Open a saved index; its arrays are mapped from the files, so that processes share them.
+
+    Of one at an address, a copy is made on this machine, and mapped.
 
     Raises
     ------
     InputError
         The folder holds no index, or one of another version.
     """
+    folder = local_copy(folder) if isinstance(folder, str) and is_address(folder) else Path(folder)
     try:
         description = orjson.loads((folder / _DESCRIPTION).read_bytes())
         if description["version"] != _INDEX_VERSION:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import threading
 import time
 from array import array
@@ -20,10 +21,11 @@ import pyarrow as pa
 
 from evalkit.contamination.benchmarks import QUESTION, Benchmark, Item
 from evalkit.contamination.index import Index, build_index
-from evalkit.contamination.recorded import load_part, save_part
+from evalkit.contamination.recorded import NEAR_SUFFIX, save_part
 from evalkit.contamination.scan import ShardRuns, scan_shard, scan_texts
 from evalkit.corpora.fingerprints import hash_piece, pieces_of
 from evalkit.corpora.hub import DatasetPart
+from evalkit.corpora.objects import join, put
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.split import split_shard
 from evalkit.engines import Shared
@@ -62,6 +64,8 @@ class ScanTask:
         Pieces of the file, as bytes [start, stop), that are hashed by the way, while they are in the system's memory.
     n_bytes
         Of the file, about, to show how far the work is.
+    store
+        Address of a folder to which the part files are put instead, so that machines need not see each other's files.
     """
 
     shard: Shard
@@ -73,6 +77,7 @@ class ScanTask:
     id_column: str | None
     pieces: tuple[tuple[int, int], ...] = ()
     n_bytes: int = 0
+    store: str | None = None
 
     @property
     def key(self) -> str:
@@ -94,7 +99,7 @@ class Parts:
     ----------
     shards
         The corpus files.
-    index, fingerprint, out, text_column, id_column
+    index, fingerprint, out, text_column, id_column, store
         See `ScanTask`.
     part_bytes
         Bytes of a part.
@@ -109,11 +114,13 @@ class Parts:
         text_column: str | Sequence[str],
         id_column: str | None,
         part_bytes: int = PART_BYTES,
+        store: str | None = None,
     ) -> None:
         self.shards, self._part_bytes = shards, part_bytes
         self._index, self._fingerprint, self._out = index, fingerprint, out
         self._columns = text_column if isinstance(text_column, str) else tuple(text_column)
         self._id_column = id_column
+        self.store = store
         # Numbers, not objects: there can be a hundred thousand files, and as many parts.
         self._cuts, self._first_cut, self._changed = array("q"), array("q", [0]), array("q")
 
@@ -155,6 +162,7 @@ class Parts:
                     self._id_column,
                     tuple(pieces[k::n_parts]),
                     shard.size * (k + 1) // n_parts - shard.size * k // n_parts,
+                    self.store,
                 )
             )
         return tasks
@@ -200,9 +208,21 @@ def scan_part(task: ScanTask) -> None:
         on_progress=meter.advance,
     )
     pieces = dict(zip((start for start, _ in task.pieces), _hashes(task), strict=True))
+    found = replace(runs, pieces=pieces)
+    if task.store is not None:
+        _put_part(task, found, task.store)
+        return
     if not task.out.is_dir():  # a worker that outlived its audit leaves nothing in the result
         raise InputError("the folder of the parts is gone", where=str(task.out), do="Let only one audit run there")
-    save_part(task.path, replace(runs, pieces=pieces))
+    save_part(task.path, found)
+
+
+def _put_part(task: ScanTask, found: ShardRuns, store: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / task.path.name
+        save_part(path, found)
+        for one in (path.with_suffix(NEAR_SUFFIX), path):  # the second says that both are there
+            put(one, join(store, one.name))
 
 
 def _hashes(task: ScanTask) -> list[str]:
@@ -210,11 +230,6 @@ def _hashes(task: ScanTask) -> list[str]:
     if isinstance(path, DatasetPart):
         return []
     return [hash_piece(path, size, start, stop) for start, stop in task.pieces]
-
-
-def read_part(task: ScanTask) -> ShardRuns:
-    """Read the file of a part that was scanned."""
-    return load_part(task.path, task.shard)
 
 
 class _Meter:

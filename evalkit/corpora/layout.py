@@ -11,8 +11,8 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from evalkit.addresses import is_address
 from evalkit.corpora.hub import DatasetPart, is_dataset
-from evalkit.corpora.remote import is_address
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.writers import output_name
 from evalkit.errors import InputError, SpecError

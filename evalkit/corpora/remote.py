@@ -7,12 +7,13 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from evalkit import progress
+from evalkit.addresses import has_password, redact, without_query
 from evalkit.errors import InputError
 
 BLOCK_BYTES: Final = 4 << 20
@@ -29,33 +30,32 @@ FIRST_PAUSE_S: Final = 0.5
 
 _IDLE_TIMEOUT_S: Final = 60.0
 
-_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 # Errors that another attempt does not mend; by name, since their packages may not be installed.
-_FINAL_ERRORS: Final = frozenset({"OfflineModeIsEnabled", "NoCredentialsError"})
+_FINAL_ERRORS: Final = frozenset({"OfflineModeIsEnabled", "NoCredentialsError", "PartialCredentialsError"})
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """A file that fsspec opens, such as `s3://bucket/part-0.jsonl.zst` or `https://host/part-0.parquet`."""
+    """A file that fsspec opens, such as `s3://bucket/part-0.jsonl.zst` or `https://host/part-0.parquet`.
 
-    url: str
+    The query of a web address can hold a signature: it is used, and is neither shown nor part of the file's name.
+    """
+
+    url: str = field(repr=False)
 
     @property
     def name(self) -> str:
         """The file's name, without the query of a web address."""
-        path = urlsplit(self.url).path if _is_web(self.url) else self.url.partition("://")[2]
+        path = urlsplit(self.url).path if is_web(self.url) else self.url.partition("://")[2]
         return PurePosixPath(path).name
 
     def __str__(self) -> str:
-        return self.url
+        return without_query(self.url)
 
-
-def is_address(pattern: str) -> bool:
-    """Whether `pattern` names a file system (`s3://...`), and is not a path of this machine's."""
-    return _ADDRESS.match(pattern) is not None
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r})"
 
 
 def files_at(pattern: str) -> dict[Address, int | None]:
@@ -72,9 +72,9 @@ def files_at(pattern: str) -> dict[Address, int | None]:
     InputError
         The kind of address is unknown or needs a package that is not installed, or the files cannot be listed.
     """
-    fs, path = _file_system(pattern)
+    fs, path = file_system(pattern)
     try:
-        entries, root = _patiently(lambda: _entries(fs, path, _is_web(pattern)))
+        entries, root = patiently(lambda: _entries(fs, path, is_web(pattern)))
         found = {
             Address(fs.unstrip_protocol(name)): entry.get("size")
             for name, entry in entries.items()
@@ -97,10 +97,10 @@ def sizes_of(addresses: list[Address]) -> list[int]:
     """
     if not addresses:
         return []
-    fs, _ = _file_system(addresses[0].url)
-    paths = [_file_system(address.url)[1] for address in addresses]
+    fs, _ = file_system(addresses[0].url)
+    paths = [file_system(address.url)[1] for address in addresses]
     try:
-        sizes: list[int | None] = _patiently(lambda: fs.sizes(paths))
+        sizes: list[int | None] = patiently(lambda: fs.sizes(paths))
     except Exception as error:  # as in `files_at`
         raise InputError(
             f"this cannot be looked at ({describe(error)})",
@@ -143,7 +143,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, address: Address, size: int | None = None, *, forward_only: bool = False) -> None:
         self._address = address
-        self._fs, self._path = _file_system(address.url)
+        self._fs, self._path = file_system(address.url)
         self._file: Any = None
         self._stream: Any = None
         self._stream_position = 0
@@ -152,8 +152,8 @@ class RemoteFile(io.RawIOBase):
         self._forward_only = forward_only
         try:
             # Blocks are kept here, after their length was checked, and so not by fsspec as well.
-            self._file = _patiently(lambda: self._fs.open(self._path, "rb", cache_type="none"))
-            now = getattr(self._file, "size", None) or _patiently(lambda: self._fs.size(self._path))
+            self._file = patiently(lambda: self._fs.open(self._path, "rb", cache_type="none"))
+            now = getattr(self._file, "size", None) or patiently(lambda: self._fs.size(self._path))
         except Exception as error:  # each file system has errors of its own
             raise OSError(describe(error)) from error
         if size is not None and now != size:
@@ -247,7 +247,7 @@ class RemoteFile(io.RawIOBase):
                 return bytes(self._file.read(stop - start))
             except ValueError:
                 # So fsspec says that the server sends the whole file whatever was asked for.
-                if not (self._forward_only and _is_web(self._address.url)):
+                if not (self._forward_only and is_web(self._address.url)):
                     raise
             self._stream = self._fs.open(self._path, "rb", block_size=0)
         while self._stream_position < start:
@@ -264,11 +264,11 @@ def describe(error: BaseException) -> str:
     """Say what went wrong in one line; fsspec's web errors hide it in the cause."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         return describe(error.__cause__)
-    text = str(error).splitlines()[0] if str(error) else ""
+    text = redact(str(error).splitlines()[0]) if str(error) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it.
 
     Options such as end points and keys come from the environment (`FSSPEC_S3_...`) and fsspec's configuration.
@@ -276,12 +276,19 @@ def _file_system(url: str) -> tuple[Any, str]:
     import fsspec.config
     import fsspec.core
 
+    if has_password(url):
+        raise InputError(
+            "a password stands in this address, where it would be seen by others",
+            where=url,
+            do="Leave it out; keys are read from the environment (AWS_ACCESS_KEY_ID, FSSPEC_...) and fsspec's "
+            "configuration files",
+        )
     if "::" in url:
         raise InputError(
             "chained addresses are not read", where=url, do="Unpack the archive, or name the inner address"
         )
     options: dict[str, Any] = {}
-    if _is_web(url):
+    if is_web(url):
         import aiohttp
 
         # A compressed transfer would have other byte positions than the file; fsspec's limit is on the whole transfer.
@@ -300,15 +307,16 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def _is_web(url: str) -> bool:
+def is_web(url: str) -> bool:
+    """Whether an address is that of a web server."""
     return url.lower().startswith(("http://", "https://"))
 
 
-def _entries(fs: Any, path: str, is_web: bool) -> tuple[dict[str, dict[str, Any]], str]:
+def _entries(fs: Any, path: str, web: bool) -> tuple[dict[str, dict[str, Any]], str]:
     """The files that a path stands for, and the folder from which on hidden names count as hidden."""
     # `?` begins the query of a web address.
-    magic = re.search(r"[*\[]" if is_web else r"[*?\[]", path)
-    if is_web:
+    magic = re.search(r"[*\[]" if web else r"[*?\[]", path)
+    if web:
         # Every web address can be a file and a folder; a folder is told by a name without a suffix or a final slash.
         name = urlsplit(path).path.rpartition("/")[2]
         info = None if magic or "." not in name else fs.info(path)
@@ -328,14 +336,14 @@ def _entries(fs: Any, path: str, is_web: bool) -> tuple[dict[str, dict[str, Any]
     found: dict[str, dict[str, Any]] = {}
     for name, entry in matches.items():
         if entry["type"] == "directory":
-            found |= fs.find(name.rstrip("/") + "/" if is_web else name, detail=True)
+            found |= fs.find(name.rstrip("/") + "/" if web else name, detail=True)
         else:
             found[name] = entry
     # Object stores have empty objects for folders; the listings of web servers have links that sort them.
     return {
         name: entry
         for name, entry in found.items()
-        if entry.get("type") == "file" and not name.endswith("/") and not (is_web and "?" in name)
+        if entry.get("type") == "file" and not name.endswith("/") and not (web and "?" in name)
     }, root
 
 
@@ -345,7 +353,7 @@ def _is_left_out(name: str, root: str, pattern: str) -> bool:
     return "/." not in pattern and any(part.startswith(".") for part in below)
 
 
-def _patiently(ask: Callable[[], _T]) -> _T:
+def patiently(ask: Callable[[], _T]) -> _T:
     """Return what `ask` returns; when it fails in a way that may pass, try again."""
     for n_failures in range(1, N_ATTEMPTS):
         try:
@@ -367,7 +375,10 @@ def _is_final(error: BaseException) -> bool:
     """Whether asking again would bring the same error."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         return _is_final(error.__cause__)  # fsspec says so of every failure to reach a web server
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    if isinstance(response, dict):  # so botocore has it
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
     # What is not there, or must not be read, is so the next time, too; and so are mistakes in the program.

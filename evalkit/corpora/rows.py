@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from evalkit.addresses import is_address
 from evalkit.corpora import parquet, streams
 from evalkit.corpora.documents import ShardCounts
 from evalkit.corpora.fields import TextFields, text_fields
@@ -18,7 +19,7 @@ from evalkit.corpora.hub import PREFIX, DatasetPart, is_dataset
 from evalkit.corpora.jsonl import read_jsonl
 from evalkit.corpora.parquet import open_parquet
 from evalkit.corpora.readers import read_shard, unreadable
-from evalkit.corpora.remote import Address, is_address
+from evalkit.corpora.remote import Address
 from evalkit.corpora.shards import Shard, ShardPath, format_of
 from evalkit.corpora.streams import Compression, read_chunks, split_lines
 from evalkit.errors import InputError

@@ -6,14 +6,15 @@ import contextlib
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
 from evalkit import progress
+from evalkit.addresses import is_address, local_part, without_query
 from evalkit.corpora.hub import DatasetPart, files_of_dataset, is_dataset
-from evalkit.corpora.remote import Address, files_at, is_address, sizes_of
+from evalkit.corpora.remote import Address, files_at, sizes_of
 from evalkit.corpora.streams import Compression
 from evalkit.errors import InputError
 
@@ -136,7 +137,19 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
                 _add_remote(shards, pattern, source)
             else:
                 _add_local(shards, pattern, source)
+    _check_told_apart(shards)
     return sorted(shards.values(), key=_place)
+
+
+def _check_told_apart(shards: Iterable[ShardPath]) -> None:
+    """Refuse addresses of which only the query differs: the tables, which leave it out, could not tell them apart."""
+    for name, n_files in Counter(str(path) for path in shards if isinstance(path, Address)).items():
+        if n_files > 1:
+            raise InputError(
+                f"{n_files} addresses differ only in their query, which is not recorded, as it can hold a signature",
+                where=name,
+                do="Download the files, and name the copies",
+            )
 
 
 def check_name(path: str) -> None:
@@ -163,10 +176,7 @@ def _sources(pattern: str) -> list[str | DatasetPart]:
     """What a pattern stands for: paths and addresses, again with globs, and parts of datasets."""
     if is_dataset(pattern):
         return files_of_dataset(pattern, lambda name: format_of_name(name) is not None)
-    for prefix in ("file://", "local://"):
-        if pattern.startswith(prefix):
-            return [pattern.removeprefix(prefix)]
-    return [pattern]
+    return [local_part(pattern) or pattern]
 
 
 def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> None:
@@ -206,7 +216,8 @@ def _add_remote(shards: dict[ShardPath, Shard], pattern: str, source: str) -> No
     unsized = [path for path in readable if sizes[path] is None]
     sizes |= dict(zip(unsized, sizes_of(unsized), strict=True))
     for path in readable:
-        shards.setdefault(path, Shard(pattern, path, sizes[path] or 0))
+        # A query can hold a signature, which is for nobody's tables and records.
+        shards.setdefault(path, Shard(without_query(pattern), path, sizes[path] or 0))
     left_out.warn(pattern)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from evalkit import tables
+from evalkit.addresses import named
 from evalkit.errors import CompareError, InputError, SpecError
 from evalkit.files import write_text
 from evalkit.judges.audit import audit as audit_judges
@@ -356,10 +357,10 @@ def write_report(made: Report, path: Path, collect: Callable[[], Evidence] | Non
     """
     check_out(path)
     if path.suffix == ".html":
-        write_text(path, render_page(made, collect() if collect else None))
+        write_text(path, named(render_page(made, collect() if collect else None)))
     elif path.suffix == ".ipynb":
-        write_text(path, notebook(made))
+        write_text(path, named(notebook(made)))
     elif path.suffix == ".md":
-        write_text(path, made.to_markdown())
+        write_text(path, named(made.to_markdown()))
     else:
-        write_text(path, made.to_json() + "\n")
+        write_text(path, named(made.to_json() + "\n"))

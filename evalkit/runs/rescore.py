@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from evalkit import tables
+from evalkit.addresses import named
 from evalkit.errors import InputError, SpecError, TaskError
 from evalkit.files import write_json
 from evalkit.runs.engine import Answer, Sampling, sampling_of
@@ -108,7 +109,11 @@ def rescore(run: Path, task_file: Path, *, out: Path | None = None, stored_task:
     _check_documents(run, stored, task_file, rows)
     tables.write(out / SAMPLES, tables.from_rows(tables.SAMPLES, rows), tables.SAMPLES)
     fresh = {**record, **outcome(loaded, rows, results, subset), "spec": spec.settings()}
-    fresh |= {"rescored_from": str(run.resolve()), "rescored": now(), "task_file": str(task_file.resolve())}
+    fresh |= {
+        "rescored_from": named(str(run.resolve())),
+        "rescored": now(),
+        "task_file": named(str(task_file.resolve())),
+    }
     health = record.get("health") or {}
     fresh["health"] = judge_health(Thresholds(**health.get("thresholds", {})), [], answers)
     # What was wrong before the first request is still wrong.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
+from evalkit.addresses import is_address
 from evalkit.errors import SpecError
 from evalkit.stats.margins import parse_margin
 
@@ -173,6 +174,13 @@ class RunSpec(pydantic.BaseModel):
     @classmethod
     def _margin_as_people_write_it(cls, value: Any) -> Any:
         return parse_margin(value, where="margin") if isinstance(value, str) else value
+
+    @pydantic.field_validator("out", "tasks_dir", "data", "journal", "vllm_python", mode="before")
+    @classmethod
+    def _path_of_this_machine(cls, value: Any) -> Any:
+        if isinstance(value, str) and is_address(value):
+            raise ValueError("this takes a path of this machine's; give an address as --out on the command line")
+        return value
 
     @pydantic.field_validator("batch_size")
     @classmethod

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import sys
 from collections.abc import Iterator
 
 import fsspec
@@ -272,7 +273,11 @@ def test_an_unknown_kind_of_address_is_refused():
 
 
 @pytest.mark.parametrize(("address", "package"), [("s3://bucket/f.jsonl", "s3fs"), ("gs://bucket/f.jsonl", "gcsfs")])
-def test_a_missing_package_is_named(address, package):
+def test_a_missing_package_is_named(address, package, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, address.partition(":")[0], raising=False)
     with pytest.raises(InputError, match=package):
         find_shards([address])
 

@@ -1,0 +1,80 @@
+"""Addresses such as `s3://bucket/folder`: told from paths, and shown without the secrets that can be in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+_LOCAL: Final = ("file://", "local://")
+
+# `user:password@` before the host; or before anything, when what follows the colon is no port: keys of S3 have slashes.
+_USER: Final = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/\s'\"]*:[^/\s'\"]*@|[^/\s:@'\"]+:(?!\d*(?:[/'\"\s]|$))[^\s'\"@]*@)"
+)
+
+# Everything after the `?` of a web address; file systems that list have wildcards there.
+_QUERY: Final = re.compile(r"(https?://[^\s'\"?<>]+)\?[^\s'\"<>]*", re.IGNORECASE)
+
+# What signs a request, wherever it stands: messages of libraries quote parts of addresses, too.
+_SIGNATURE: Final = re.compile(
+    r"([?&;]|\b)((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig)=)[^&\s'\"<>]+",
+    re.IGNORECASE,
+)
+
+_PLACES: Final[dict[str, str]] = {}
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` names a file system (`s3://...`), and is not a path of this machine's."""
+    return _ADDRESS.match(text) is not None
+
+
+def local_part(text: str) -> str | None:
+    """Return the path in an address of this machine's own files (`file:///data`), or None when it is no such."""
+    return next((text.removeprefix(prefix) for prefix in _LOCAL if text.startswith(prefix)), None)
+
+
+def has_password(address: str) -> bool:
+    """Whether a user's name and password stand in the address."""
+    return _USER.match(address) is not None
+
+
+def without_query(address: str) -> str:
+    """Return a web address without its query, which can hold a signature; other addresses as they are."""
+    return _QUERY.sub(r"\1", address) if address.lower().startswith(("http://", "https://")) else address
+
+
+def name_place(folder: str, address: str) -> None:
+    """From now on call what lies in this folder, a copy for this machine, by its address."""
+    _PLACES[folder] = address
+
+
+def address_of(folder: Path) -> str | None:
+    """Return the address that a folder stands for; None: it is no copy."""
+    return _PLACES.get(str(folder.absolute()))
+
+
+def named(text: str) -> str:
+    """Return a text in which the copies of `name_place` go by their addresses."""
+    for folder, address in _PLACES.items():
+        text = text.replace(folder, address)
+    return text
+
+
+def redact(text: str) -> str:
+    """Return a message without what must not be shown: passwords in addresses, queries of web addresses, signatures.
+
+    Copies of results go by the addresses that they are copies of.
+
+    >>> redact("https://host/f.jsonl?X-Amz-Signature=1f2e: 403")
+    'https://host/f.jsonl?...'
+    >>> redact("s3://user:password@bucket/f.jsonl is not there")
+    's3://...@bucket/f.jsonl is not there'
+    """
+    text = named(text)
+    if "://" not in text and "=" not in text:
+        return text
+    return _SIGNATURE.sub(r"\1\2...", _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text)))
