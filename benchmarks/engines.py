@@ -2,17 +2,17 @@
 
 python benchmarks/engines.py --json
 
-The corpus is the real one over and over, each time with other items of the benchmarks planted in it: 1 GB of plain JSON
-lines. The benchmarks are MMLU test and GSM8K test, with all rules. Each audit runs in a fresh process; the Ray cluster has
-one node of two processors, and is there before, as a cluster is.
+The corpus is the real one over and over, each time with other items of the benchmarks planted in it: 1 GB of plain
+JSON lines. The benchmarks are MMLU test and GSM8K test, with all rules. Each audit runs in a fresh process; the Ray cluster
+has one node of two processors, and is there before, as a cluster is.
 
-- *seconds*: the audit, with the connection to the cluster or the start of the processes in it. `local_over_ray` is local
-  time over Ray's. That the tables of both are the same to the last byte is checked.
+- *seconds*: the audit, with the connection to the cluster or the start of the processes in it. `local_over_ray` is
+  local time over Ray's. That the tables of both are the same to the last byte is checked.
 - *worker*: the largest anonymous memory of one worker (mapped files and shared memory do not count: the system takes
   them back when they are needed), for a quarter of the corpus and for all of it.
 - *driver*: the largest anonymous memory of the process that was started, for 1,000, 10,000 and 100,000 parts. These are
-  simulated: their files have a line each, and no worker scans them; a part's result, as a worker has written one, is put in
-  its place.
+  simulated: their files have a line each, and no worker scans them; a part's result, as a worker has written one, is
+  put in its place.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class Simulated(LocalEngine):
         self.out = out
 
     def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the number of each task."""
         first: list[Path] = []
         for number, task in enumerate(tasks):
             if first:
@@ -191,9 +192,7 @@ def write_corpus(folder: Path, documents: Sequence[str], benchmarks: Sequence[It
 
 def write_tiny_files(folder: Path, n: int) -> Path:
     """Write a corpus of many files of one line each, a thousand in a folder."""
-    line = json.dumps(
-        {"id": 0, "text": "A line that holds nothing of any benchmark, and stands in every one of these."}
-    )
+    line = json.dumps({"id": 0, "text": "A line that holds nothing of any benchmark, and stands in each of these."})
     for number in range(n):
         path = folder / f"{number // 1000:03}" / f"{number:06}.jsonl"
         if number % 1000 == 0:
