@@ -3,8 +3,8 @@
 python benchmarks/engines.py --json
 
 The corpus is the real one over and over, each time with other items of the benchmarks planted in it: 1 GB of plain
-JSON lines. The benchmarks are MMLU test and GSM8K test, with all rules. Each audit runs in a fresh process; the Ray cluster
-has one node of two processors, and is there before, as a cluster is.
+JSON lines. The benchmarks are MMLU test and GSM8K test, with all rules. Each audit runs in a fresh process; the Ray
+cluster has one node of two processors, and is there before, as a cluster is.
 
 - *seconds*: the audit, with the connection to the cluster or the start of the processes in it. `local_over_ray` is
   local time over Ray's. That the tables of both are the same to the last byte is checked.
