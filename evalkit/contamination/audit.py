@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
-from evalkit.contamination.index import Index, build_index, load_index, save_index
+from evalkit.contamination.index import Index, SavedIndex, build_index, load_index, save_index
 from evalkit.contamination.outputs import SCAN, write_audit
-from evalkit.contamination.parts import ScanTask, read_part, scan_part, shown_progress, warm_up
+from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, read_part, scan_part, warm_up
 from evalkit.contamination.record import AuditDirectory, open_audit
-from evalkit.contamination.recorded import join_parts, load
+from evalkit.contamination.recorded import Found, FoundJoiner, load
 from evalkit.contamination.rules import Rule
-from evalkit.contamination.scan import ShardRuns
 from evalkit.contamination.texts import TEXTS
-from evalkit.corpora.fingerprints import pieces_of
 from evalkit.corpora.shards import AUDIT_RECORD, Shard
-from evalkit.corpora.split import split_shard
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
 from evalkit.progress import progress_bar, say
@@ -33,8 +31,62 @@ WORK: Final = ".unfinished"
 RECORDED_N: Final = 8
 """Runs of at least so many tokens are recorded, whatever the rules, so that other rules can be applied later."""
 
-PART_BYTES: Final = 64 << 20
-"""Bytes of a corpus file, as it lies on the disk, that one task scans: small enough to share out and to lose."""
+
+@dataclass(frozen=True)
+class Share:
+    """The `number`-th of `n` shares of a corpus's parts, from 1: the parts number, number + n, number + 2n, ..."""
+
+    number: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Read `I/N`.
+
+        Raises
+        ------
+        SpecError
+            It is no such thing, or I is not in 1..N.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise SpecError(
+                f"'{text}' is no share", where="--share", do="Write I/N with I from 1 to N, such as 1/8 for the first"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.n}"
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """What became of a share.
+
+    Attributes
+    ----------
+    directory
+        The audit directory, in which nothing but the parts is written.
+    share
+        Which one.
+    n_parts
+        Parts of the corpus.
+    n_before, n_scanned
+        Parts of the share that were scanned before, and now.
+    n_left
+        Parts of the corpus that no share has scanned yet.
+    """
+
+    directory: Path
+    share: Share
+    n_parts: int
+    n_before: int
+    n_scanned: int
+    n_left: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {**vars(self), "directory": str(self.directory), "share": str(self.share)}
 
 
 def audit(
@@ -82,18 +134,10 @@ def audit(
     _check_target(out, benchmarks, rules, overwrite)
     begun = time.monotonic()
     engine = engine or LocalEngine()
-    if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
-        engine.start(warm_up)
     looked_for = [*benchmarks, canary_benchmark()]
-    index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
-    if all(field.name == CANARY for field in index.fields):
-        raise InputError("no benchmark item has a word to look for", where=benchmarks[0].source, do="Check its fields")
-    # By its name: should another audit run in the same directory, neither works with the other's.
-    place = out / WORK / f"index-{index.fingerprint[:16]}"
-    save_index(index, place)
-    # From here on its arrays are in the memory that the workers map, too.
-    index = load_index(place)
-    found = _scan(shards, index, place, text_column, id_column, engine)
+    index, parts = _prepared(shards, looked_for, rules, out, text_column, id_column, engine)
+    _scan(parts, engine)
+    found = _join(parts)
     findings = apply_rules(
         rules,
         looked_for,
@@ -107,6 +151,43 @@ def audit(
     write_audit(out, findings, result)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return result
+
+
+def scan_share(
+    shards: Sequence[Shard],
+    benchmarks: Sequence[Benchmark],
+    rules: Sequence[Rule],
+    out: Path,
+    share: Share,
+    *,
+    text_column: str | Sequence[str] = "text",
+    id_column: str | None = "id",
+    overwrite: bool = False,
+    engine: Engine | None = None,
+) -> ShareResult:
+    """Scan a share of the parts of the corpus, and leave what was found for `audit`, called in the same way.
+
+    Shares may be scanned at the same time by processes on several machines that see the same files: each part is
+    written whole, by the share that it belongs to. `audit` takes the parts that are there and scans what is missing.
+
+    Parameters
+    ----------
+    shards, benchmarks, rules, out, text_column, id_column, overwrite, engine
+        See `audit`. Of the rules, only the length of their n-grams matters here.
+    share
+        Which parts.
+
+    Raises
+    ------
+    SpecError, InputError
+        As `audit` does.
+    """
+    _check_target(out, benchmarks, rules, overwrite)
+    engine = engine or LocalEngine()
+    looked_for = [*benchmarks, canary_benchmark()]
+    _, parts = _prepared(shards, looked_for, rules, out, text_column, id_column, engine)
+    n_before, n_now = _scan(parts, engine, share)
+    return ShareResult(out, share, parts.n_known, n_before, n_now, sum(not task.path.exists() for task in parts))
 
 
 def judge(
@@ -168,33 +249,72 @@ def judge(
     return result
 
 
-def _scan(
+def _prepared(
     shards: Sequence[Shard],
-    index: Index,
-    place: Path,
+    looked_for: Sequence[Benchmark],
+    rules: Sequence[Rule],
+    out: Path,
     text_column: str | Sequence[str],
     id_column: str | None,
     engine: Engine,
-) -> list[ShardRuns]:
-    """Scan all parts of the corpus that an earlier audit has not left scanned beside `place`; one result a file."""
-    columns = text_column if isinstance(text_column, str) else tuple(text_column)
-    tasks = []
-    for shard in shards:
-        parts = split_shard(shard, PART_BYTES)
-        # Only what lies on this machine: an address would have to be read twice.
-        pieces = pieces_of(shard.size) if isinstance(shard.path, Path) else []
-        for number, part in enumerate(parts):
-            mine = tuple(pieces[number :: len(parts)])
-            tasks.append(ScanTask(part, place, index.fingerprint, place.parent, columns, id_column, mine))
-    left = [task for task in tasks if not task.path.exists()]
-    if len(left) < len(tasks):
-        say(f"{len(tasks) - len(left)} of {len(tasks)} parts were scanned before and are kept")
-    total = sum(shard.size for shard in shards)
-    with progress_bar("scanning", total or None, unit="bytes") as bar, shown_progress(tasks, bar):
-        for _ in engine.map(scan_part, left):
-            pass
+) -> tuple[Index, Parts]:
+    """Make the index and share it; return it and the parts of the corpus."""
+    engine.shares_files(out)
+    if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
+        engine.start(warm_up)
+    index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
+    if all(field.name == CANARY for field in index.fields):
+        raise InputError("no benchmark item has a word to look for", where=looked_for[0].source, do="Check its fields")
+    # By its name: should another audit run in the same directory, neither works with the other's. From the root: a
+    # worker may have another current folder.
+    work = out.absolute() / WORK
+    place = work / f"index-{index.fingerprint[:16]}"
+    save_index(index, place)
+    # From here on its arrays are in the memory that the workers map, too.
+    index = load_index(place)
+    shared = engine.share(index, SavedIndex(place, index.fingerprint))
+    return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES)
+
+
+def _scan(parts: Parts, engine: Engine, share: Share | None = None) -> tuple[int, int]:
+    """Scan all parts, or a share of them, that were not scanned before; return how many were, and how many now.
+
+    Tasks are made when the engine asks for them, and what they find goes to files: however many there are, this
+    process's memory does not grow with them.
+    """
+    n_before = n_now = 0
+    total = sum(shard.size for shard in parts.shards)
+    with progress_bar("scanning", total // (share.n if share else 1) or None, unit="bytes") as bar:
+        progress = Progress(bar)
+
+        def left() -> Iterator[ScanTask]:
+            nonlocal n_before
+            for number, task in enumerate(parts):
+                if share is not None and number % share.n != share.number - 1:
+                    continue
+                if task.path.exists():
+                    n_before += 1
+                    progress.skip(task)
+                else:
+                    progress.begin(task)
+                    yield task
+
+        with progress.shown():
+            for number, _ in engine.map(scan_part, left()):
+                n_now += 1
+                progress.done(number)
+    if n_before:
+        say(f"{n_before} of {n_before + n_now} parts were scanned before and are kept")
     engine.stop()  # their memory is needed for what follows
-    return join_parts([read_part(task) for task in tasks])
+    return n_before, n_now
+
+
+def _join(parts: Parts) -> Found:
+    """Put together what was found in the parts, file by file."""
+    joiner = FoundJoiner(parts.shards)
+    for number in range(len(parts.shards)):
+        joiner.add([read_part(task) for task in parts.of(number)])
+    return joiner.found()
 
 
 def _check_target(out: Path, benchmarks: Sequence[Benchmark], rules: Sequence[Rule], overwrite: bool) -> None:

@@ -193,7 +193,9 @@ def clean(
     for task, part in zip(tasks, plan, strict=True):
         if task.edits:
             pq.write_table(part, task.edits)
-    files = _run(tasks, engine or LocalEngine())
+    engine = engine or LocalEngine()
+    engine.shares_files(out)
+    files = _run(tasks, engine)
     result = CleanResult(out, audit_dir, actions, files, n_flagged_kept, time.monotonic() - begun)
     _finish(result, tasks, key, audit.record)
     return result

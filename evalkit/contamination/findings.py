@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import CANARY, Benchmark
@@ -18,9 +17,9 @@ from evalkit.contamination.boilerplate import Boilerplate, find_boilerplate
 from evalkit.contamination.evaluate import Copies, FieldScores, Runs, evaluate, ngram_lengths
 from evalkit.contamination.index import Index, distinct_of
 from evalkit.contamination.overlap import NearTexts
+from evalkit.contamination.recorded import Found
 from evalkit.contamination.rivals import find_outdone
 from evalkit.contamination.rules import Rule
-from evalkit.contamination.scan import ShardRuns
 from evalkit.corpora.documents import BadRow
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Findings:
     benchmarks
         What was looked for; the last one are the canaries, which no rule judges.
     rules, index, found
-        The rules, the index of the benchmarks, and what the scan found in each corpus file.
+        The rules, the index of the benchmarks, and what the scan found in the corpus.
     runs
         All of that as one set of columns.
     scores, overlaps
@@ -129,7 +128,7 @@ class Findings:
     benchmarks: Sequence[Benchmark]
     rules: Sequence[Rule]
     index: Index
-    found: Sequence[ShardRuns]
+    found: Found
     runs: Runs
     scores: Mapping[str, FieldScores]
     overlaps: Mapping[str, npt.NDArray[np.float64]]
@@ -150,7 +149,7 @@ def apply_rules(
     rules: Sequence[Rule],
     benchmarks: Sequence[Benchmark],
     index: Index,
-    found: Sequence[ShardRuns],
+    found: Found,
     *,
     keep_boilerplate: bool,
     text_column: str | Sequence[str],
@@ -162,7 +161,7 @@ def apply_rules(
     ignored = np.zeros(len(runs), dtype=bool) if keep_boilerplate else boilerplate.runs
     near = None
     if any(rule.measure in ("weighted_overlap", "edit_similarity") for rule in rules):
-        near = NearTexts(benchmarks, index, pa.concat_arrays([one.near.texts for one in found]), runs)
+        near = NearTexts(benchmarks, index, found.near_column("texts"), runs)
     overlaps = {rule.name: near.weighted_overlap(rule) for rule in rules if near and rule.measure == "weighted_overlap"}
     # No rule counts what is less similar than its threshold.
     edits = [rule.threshold for rule in rules if rule.measure == "edit_similarity"]
@@ -179,33 +178,27 @@ def apply_rules(
     )
 
 
-def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
+def _join_runs(found: Found, index: Index) -> Runs:
     """Put the runs of all shards, and then their near matches, into one set of columns.
 
     Documents are numbered over the whole corpus.
     """
-    n_rows = [int(max(one.rows.max(initial=-1), one.near.rows.max(initial=-1))) + 1 for one in found]
+    n_rows = np.zeros(len(found.shards), dtype=np.int64)
+    np.maximum.at(n_rows, found.shard, found.rows + 1)
     offsets = np.cumsum([0, *n_rows[:-1]])
-    near = [one.near for one in found]
+    n_runs, nothing = len(found.runs), np.zeros(len(found.near), dtype=np.int64)
+    edits = found.near_column("n_edits")
 
-    def column(name: str, of_near: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
-        return np.concatenate([*(getattr(one, name) for one in found), *of_near], dtype=np.int64)
+    def column(name: str, of_near: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return np.concatenate([found.column(name), of_near], dtype=np.int64)
 
-    nothing = [np.zeros(len(one.rows), dtype=np.int64) for one in near]
-    n_runs = sum(len(one.rows) for one in found)
-    n_edits = np.concatenate([np.full(n_runs, -1), *(one.n_edits for one in near)], dtype=np.int64)
-    fields, places = column("fields", [one.fields for one in near]), column("places", nothing)
-    n_tokens = column("n_tokens", [np.maximum(index.field_sizes[one.fields] - one.n_edits, 0) for one in near])
+    fields, places = column("fields", found.near_column("fields")), column("places", nothing)
+    n_tokens = column("n_tokens", np.maximum(index.field_sizes[fields[n_runs:]] - edits, 0))
     begin = (index.field_bounds[fields] + places)[:n_runs]
     weights = kernels.stretch_sums(index.weights, begin, begin + n_tokens[:n_runs])
     whole = kernels.stretch_sums(index.weights, index.field_bounds[:-1], index.field_bounds[1:])
     return Runs(
-        documents=np.concatenate(
-            [
-                *(one.rows + offset for one, offset in zip(found, offsets, strict=True)),
-                *(one.near.rows + offset for one, offset in zip(found, offsets, strict=True)),
-            ]
-        ),
+        documents=found.rows + offsets[found.shard],
         fields=fields,
         places=places,
         n_tokens=n_tokens,
@@ -213,10 +206,10 @@ def _join_runs(found: Sequence[ShardRuns], index: Index) -> Runs:
         n_in_order=column("n_in_order", nothing),
         n_document_tokens=column("n_document_tokens", nothing),
         n_supports=column("n_supports", nothing),
-        n_edits=n_edits,
-        similarities=np.concatenate([weights / whole[fields[:n_runs]], *(one.similarities for one in near)]),
-        starts=column("starts", [one.starts for one in near]),
-        ends=column("ends", [one.ends for one in near]),
+        n_edits=np.concatenate([np.full(n_runs, -1), edits], dtype=np.int64),
+        similarities=np.concatenate([weights / whole[fields[:n_runs]], found.near_column("similarities")]),
+        starts=column("starts", found.near_column("starts")),
+        ends=column("ends", found.near_column("ends")),
     )
 
 
@@ -272,29 +265,21 @@ def summarise(out: Path, findings: Findings, seconds: float) -> AuditResult:
     return AuditResult(
         directory=out,
         summaries=tuple(summaries),
-        n_files=len(found),
-        n_documents=sum(one.counts.n_documents for one in found),
-        n_empty=sum(one.counts.n_empty for one in found),
-        n_bytes=sum(one.n_bytes for one in found),
-        n_corpus_tokens=sum(one.n_corpus_tokens for one in found),
+        n_files=len(found.shards),
+        n_documents=int(found.counts("n_documents").sum()),
+        n_empty=int(found.counts("n_empty").sum()),
+        n_bytes=int(found.counts("n_bytes").sum()),
+        n_corpus_tokens=int(found.counts("n_corpus_tokens").sum()),
         n_matches=int((runs.n_edits < 0).sum()),
         n_boilerplate=int(findings.ignored.sum()),
-        n_bad_rows=sum(one.counts.n_bad for one in found),
-        bad_rows=tuple(row for one in found for row in one.counts.bad_rows),
+        n_bad_rows=int(found.counts("n_bad").sum()),
+        bad_rows=tuple(found.listed_rows("bad_rows")),
         seconds=seconds,
         canaries=_canaries(findings),
-        n_by_kind=dict(sum((one.counts.n_by_kind for one in found), start=Counter())),
-        columns_without_text=_columns_without_text(found),
+        n_by_kind=dict(+found.total("n_by_kind")),
+        # The columns asked for in which no row of the corpus has a text.
+        columns_without_text=tuple(column for column, n in found.total("n_texts_by_field").items() if not n),
     )
-
-
-def _columns_without_text(found: Sequence[ShardRuns]) -> tuple[str, ...]:
-    """The columns asked for in which no row of the corpus has a text."""
-    n_texts: dict[str, int] = {}
-    for one in found:
-        for column, n in one.counts.n_texts_by_field.items():
-            n_texts[column] = n_texts.get(column, 0) + n
-    return tuple(column for column, n in n_texts.items() if not n)
 
 
 def _canaries(findings: Findings) -> dict[str, int]:

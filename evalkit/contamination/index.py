@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -340,6 +340,42 @@ def load_index(folder: Path) -> Index:
             where=str(folder),
             do="Delete the folder; the index is made again",
         ) from None
+
+
+@dataclass(frozen=True)
+class SavedIndex:
+    """An index in files, which each process maps once.
+
+    Attributes
+    ----------
+    folder
+        Where `save_index` put it.
+    fingerprint
+        Of the index that is meant.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    def get(self) -> Index:
+        """Open the index.
+
+        Raises
+        ------
+        InputError
+            The folder holds none, or another one.
+        """
+        return _opened(self.folder, self.fingerprint)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, fingerprint: str) -> Index:
+    index = load_index(folder)
+    if index.fingerprint != fingerprint:
+        raise InputError(
+            "the index is that of another audit", where=str(folder), do="Let only one audit run in a directory"
+        )
+    return index
 
 
 def _save_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +20,13 @@ from evalkit.contamination.evaluate import Int64
 from evalkit.contamination.findings import AuditResult, Findings
 from evalkit.contamination.index import first_of_each
 from evalkit.contamination.kernels import SIMILAR
-from evalkit.contamination.recorded import NEAR_SUFFIX, write
+from evalkit.contamination.recorded import FILES_SUFFIX, NEAR_SUFFIX, Found, write
 from evalkit.contamination.rules import CLEAN, DIRTY, SEVERITY
-from evalkit.contamination.scan import ShardRuns
 from evalkit.contamination.texts import TEXTS, texts_of
 from evalkit.corpora.fingerprints import METHOD as FINGERPRINTS
 from evalkit.corpora.fingerprints import dataset_identity, join_hashes
 from evalkit.corpora.hub import DatasetPart
-from evalkit.corpora.shards import AUDIT_RECORD
+from evalkit.corpora.shards import AUDIT_RECORD, ShardPath
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
 from evalkit.progress import warn
@@ -54,15 +53,16 @@ def write_audit(out: Path, findings: Findings, result: AuditResult) -> None:
     )
     with contextlib.ExitStack() as stack:  # what is entered last takes its place first
         record = stack.enter_context(atomic_path(out / AUDIT_RECORD))
-        record.write_bytes(to_json(_record(findings, result), indent=True) + b"\n")
+        _write_record(record, findings, result)
         for table, data in built:
             tables.write(stack.enter_context(atomic_path(out / f"{table.name}.parquet")), data, table)
         near = stack.enter_context(atomic_path((out / SCAN).with_suffix(NEAR_SUFFIX)))
-        write(stack.enter_context(atomic_path(out / SCAN)), near, findings.found)
-        listed = [row for one in findings.found for row in (*one.counts.bad_rows, *one.counts.empty_rows)]
-        if listed:
-            rows = stack.enter_context(atomic_path(out / BAD_ROWS))
-            rows.write_bytes(b"".join(to_json(vars(row)) + b"\n" for row in listed))
+        files = stack.enter_context(atomic_path((out / SCAN).with_suffix(FILES_SUFFIX)))
+        write(stack.enter_context(atomic_path(out / SCAN)), near, files, findings.found)
+        if findings.found.counts("n_bad").any() or findings.found.counts("n_empty").any():
+            with stack.enter_context(atomic_path(out / BAD_ROWS)).open("wb") as rows:
+                for row in findings.found.listed_rows("bad_rows", "empty_rows"):
+                    rows.write(to_json(vars(row)) + b"\n")
         (out / AUDIT_RECORD).unlink(missing_ok=True)
         (out / BAD_ROWS).unlink(missing_ok=True)
         (out / "score_split.json").unlink(missing_ok=True)
@@ -78,16 +78,12 @@ class _Places:
     doc_id: pa.ChunkedArray
 
 
-def _document_places(found: Sequence[ShardRuns]) -> _Places:
-    n_found = [*(len(one.rows) for one in found), *(len(one.near.rows) for one in found)]
-    numbers = np.repeat(np.tile(np.arange(len(found)), 2), n_found)
+def _document_places(found: Found) -> _Places:
     return _Places(
-        corpus=_encoded([one.shard.corpus for one in found], numbers),
-        file=_encoded([str(one.shard.path) for one in found], numbers),
-        row=np.concatenate([*(one.rows for one in found), *(one.near.rows for one in found)]),
-        doc_id=pa.chunked_array(
-            [*(one.doc_ids for one in found), *(one.near.doc_ids for one in found)], type=pa.large_string()
-        ),
+        corpus=_encoded([shard.corpus for shard in found.shards], found.shard),
+        file=_encoded([str(shard.path) for shard in found.shards], found.shard),
+        row=found.rows,
+        doc_id=pa.chunked_array([found.column("doc_ids"), found.near_column("doc_ids")], type=pa.large_string()),
     )
 
 
@@ -193,6 +189,18 @@ def _documents(findings: Findings, places: _Places) -> pa.Table:
     )
 
 
+def _write_record(path: Path, findings: Findings, result: AuditResult) -> None:
+    """Write the record, with the corpus file by file: there can be many."""
+    begin, end = to_json(_record(findings, result), indent=True).split(b'"corpus": []')
+    with path.open("wb") as file:
+        file.write(begin + b'"corpus": [')
+        for number, entry in enumerate(_corpus_entries(findings.found)):
+            file.write(b"," if number else b"")
+            for line in to_json(entry, indent=True).splitlines():
+                file.write(b"\n    " + line)
+        file.write(b"\n  ]" + end + b"\n")
+
+
 def _record(findings: Findings, result: AuditResult) -> dict[str, Any]:
     """Everything needed to know what this audit says, and to do it again."""
     index = findings.index
@@ -227,18 +235,7 @@ def _record(findings: Findings, result: AuditResult) -> dict[str, Any]:
         "text_column": findings.text_column,
         "id_column": findings.id_column,
         "fingerprints": FINGERPRINTS,
-        "corpus": [
-            {
-                "corpus": one.shard.corpus,
-                "file": str(one.shard.path),
-                "size": one.shard.size,
-                "fingerprint": _fingerprint(one),
-                "n_documents": one.counts.n_documents,
-                "n_empty": one.counts.n_empty,
-                "n_bad_rows": one.counts.n_bad,
-            }
-            for one in findings.found
-        ],
+        "corpus": [],
         "canaries": dict(result.canaries),
         "summary": [vars(summary) for summary in result.summaries],
         "totals": {
@@ -254,13 +251,26 @@ def _record(findings: Findings, result: AuditResult) -> dict[str, Any]:
     }
 
 
-def _fingerprint(found: ShardRuns) -> str | None:
+def _corpus_entries(found: Found) -> Iterator[dict[str, Any]]:
+    counts = {name: found.counts(name) for name in ("n_documents", "n_empty", "n_bad")}
+    for number, (shard, pieces) in enumerate(zip(found.shards, found.pieces(), strict=True)):
+        yield {
+            "corpus": shard.corpus,
+            "file": str(shard.path),
+            "size": shard.size,
+            "fingerprint": _fingerprint(shard.path, pieces),
+            "n_documents": int(counts["n_documents"][number]),
+            "n_empty": int(counts["n_empty"][number]),
+            "n_bad_rows": int(counts["n_bad"][number]),
+        }
+
+
+def _fingerprint(path: ShardPath, pieces: Mapping[int, str]) -> str | None:
     """What tells this content of the file from others; None when nothing is known."""
-    path = found.shard.path
     if isinstance(path, DatasetPart):
         try:
             return dataset_identity(path)
         except InputError as error:  # hours of scanning are not lost for that
             warn(f"what tells versions of the data set apart is not recorded: {error}")
             return None
-    return join_hashes([found.pieces[start] for start in sorted(found.pieces)]) if isinstance(path, Path) else None
+    return join_hashes([pieces[start] for start in sorted(pieces)]) if isinstance(path, Path) else None

@@ -1,7 +1,7 @@
-"""What one worker does: scan a part of the corpus, and write what it found to a file that appears whole.
+"""The parts of a corpus that are scanned on their own, and what one worker does with one: scan it, and write a file.
 
-A part file says what it was made from. When an audit is begun again, the parts that are there are not scanned again; so
-a killed audit loses the parts that were under way, and nothing else.
+A part file says what it was made from, and appears whole. When an audit is begun again, the parts that are there are
+not scanned again; so a killed audit loses the parts that were under way, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,40 +10,48 @@ import contextlib
 import hashlib
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
 from evalkit.contamination.benchmarks import QUESTION, Benchmark, Item
-from evalkit.contamination.index import Index, build_index, load_index
-from evalkit.contamination.recorded import load, save
+from evalkit.contamination.index import Index, build_index
+from evalkit.contamination.recorded import load_part, save_part
 from evalkit.contamination.scan import ShardRuns, scan_shard, scan_texts
-from evalkit.corpora.fingerprints import hash_piece
+from evalkit.corpora.fingerprints import hash_piece, pieces_of
 from evalkit.corpora.hub import DatasetPart
 from evalkit.corpora.shards import Shard
+from evalkit.corpora.split import split_shard
+from evalkit.engines import Shared
 from evalkit.errors import InputError
 from evalkit.files import to_json
 from evalkit.progress import Bar
 
+PART_BYTES: Final = 64 << 20
+"""Bytes of a corpus file, as it lies on the disk, that one task scans: small enough to share out and to lose."""
+
 _VERSION: Final = 4
 _PROGRESS: Final = ".progress"
 _METER_S: Final = 0.5
+_TO_END: Final = -1
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """A part of the corpus to be scanned. It can be pickled, and needs nothing but files.
+    """A part of the corpus to be scanned. It can be pickled, and is small.
 
     Attributes
     ----------
     shard
         The part.
+    changed
+        When the file was changed last, in nanoseconds, if it is no address and no dataset.
     index
-        Folder of the saved index.
+        Where the workers find the index.
     fingerprint
         Of that index.
     out
@@ -52,28 +60,120 @@ class ScanTask:
         As `read_shard` takes them.
     pieces
         Pieces of the file, as bytes [start, stop), that are hashed by the way, while they are in the system's memory.
+    n_bytes
+        Of the file, about, to show how far the work is.
     """
 
     shard: Shard
-    index: Path
+    changed: int | None
+    index: Shared[Index]
     fingerprint: str
     out: Path
     text_column: str | tuple[str, ...]
     id_column: str | None
     pieces: tuple[tuple[int, int], ...] = ()
+    n_bytes: int = 0
 
     @property
     def key(self) -> str:
         """Hash of all that the result depends on. A file is told by its name, size and time of change."""
         shard = self.shard
-        changed = shard.path.stat().st_mtime_ns if isinstance(shard.path, Path) else None
-        what = [_VERSION, self.fingerprint, str(shard.path), shard.size, changed, shard.start, shard.stop]
+        what = [_VERSION, self.fingerprint, str(shard.path), shard.size, self.changed, shard.start, shard.stop]
         return hashlib.sha256(to_json([*what, self.text_column, self.id_column])).hexdigest()
 
     @property
     def path(self) -> Path:
         """The part's file."""
         return self.out / f"{self.key}.parquet"
+
+
+class Parts:
+    """All tasks of an audit, made when they are asked for: of each, only its place in the file is kept.
+
+    Parameters
+    ----------
+    shards
+        The corpus files.
+    index, fingerprint, out, text_column, id_column
+        See `ScanTask`.
+    part_bytes
+        Bytes of a part.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        index: Shared[Index],
+        fingerprint: str,
+        out: Path,
+        text_column: str | Sequence[str],
+        id_column: str | None,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        self.shards, self._part_bytes = shards, part_bytes
+        self._index, self._fingerprint, self._out = index, fingerprint, out
+        self._columns = text_column if isinstance(text_column, str) else tuple(text_column)
+        self._id_column = id_column
+        # Numbers, not objects: there can be a hundred thousand files, and as many parts.
+        self._cuts, self._first_cut, self._changed = array("q"), array("q", [0]), array("q")
+
+    def __iter__(self) -> Iterator[ScanTask]:
+        """All tasks, file by file."""
+        for number in range(len(self.shards)):
+            yield from self.of(number)
+
+    @property
+    def n_known(self) -> int:
+        """Parts of the files that were cut so far."""
+        return len(self._cuts) // 2
+
+    def of(self, number: int) -> list[ScanTask]:
+        """Return the tasks of one file. It is cut the first time, in the order of the files.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read.
+        """
+        if number == len(self._changed):
+            self._cut(self.shards[number])
+        shard, changed = self.shards[number], self._changed[number]
+        cuts = self._cuts[self._first_cut[number] : self._first_cut[number + 1]]
+        n_parts = len(cuts) // 2
+        # Only what lies in files: an address would have to be read twice.
+        pieces = pieces_of(shard.size) if isinstance(shard.path, Path) else []
+        tasks = []
+        for k, (start, stop) in enumerate(zip(cuts[::2], cuts[1::2], strict=True)):
+            tasks.append(
+                ScanTask(
+                    replace(shard, start=start, stop=None if stop == _TO_END else stop),
+                    changed if isinstance(shard.path, Path) else None,
+                    self._index,
+                    self._fingerprint,
+                    self._out,
+                    self._columns,
+                    self._id_column,
+                    tuple(pieces[k::n_parts]),
+                    shard.size * (k + 1) // n_parts - shard.size * k // n_parts,
+                )
+            )
+        return tasks
+
+    def _cut(self, shard: Shard) -> None:
+        changed = 0
+        if isinstance(shard.path, Path):
+            try:
+                changed = shard.path.stat().st_mtime_ns
+            except OSError as error:
+                raise InputError(
+                    f"the file cannot be looked at ({error.strerror})",
+                    where=str(shard.path),
+                    do="Check that it is there",
+                ) from None
+        for part in split_shard(shard, self._part_bytes):
+            self._cuts.extend((part.start, _TO_END if part.stop is None else part.stop))
+        self._first_cut.append(len(self._cuts))
+        self._changed.append(changed)
 
 
 def warm_up() -> None:
@@ -89,19 +189,20 @@ def scan_part(task: ScanTask) -> None:
     Raises
     ------
     InputError
-        The corpus cannot be read.
+        The corpus cannot be read, or the audit that this belongs to is over.
     """
-    # Before reading: a file that changes meanwhile gets another name next time.
-    path = task.path
-    meter = _Meter(path.with_suffix(_PROGRESS))
+    meter = _Meter(task.path.with_suffix(_PROGRESS))
     runs = scan_shard(
         task.shard,
-        _index(task.index, task.fingerprint),
+        task.index.get(),
         text_column=task.text_column,
         id_column=task.id_column,
         on_progress=meter.advance,
     )
-    save(path, [replace(runs, pieces=dict(zip((start for start, _ in task.pieces), _hashes(task), strict=True)))])
+    pieces = dict(zip((start for start, _ in task.pieces), _hashes(task), strict=True))
+    if not task.out.is_dir():  # a worker that outlived its audit leaves nothing in the result
+        raise InputError("the folder of the parts is gone", where=str(task.out), do="Let only one audit run there")
+    save_part(task.path, replace(runs, pieces=pieces))
 
 
 def _hashes(task: ScanTask) -> list[str]:
@@ -109,6 +210,11 @@ def _hashes(task: ScanTask) -> list[str]:
     if isinstance(path, DatasetPart):
         return []
     return [hash_piece(path, size, start, stop) for start, stop in task.pieces]
+
+
+def read_part(task: ScanTask) -> ShardRuns:
+    """Read the file of a part that was scanned."""
+    return load_part(task.path, task.shard)
 
 
 class _Meter:
@@ -121,50 +227,61 @@ class _Meter:
         self._n_bytes += n_bytes
         if (now := time.monotonic()) - self._written > _METER_S:
             self._written = now
-            self._path.write_text(str(self._n_bytes))
+            with contextlib.suppress(OSError):  # only for show
+                self._path.write_text(str(self._n_bytes))
 
 
-@contextlib.contextmanager
-def shown_progress(tasks: Sequence[ScanTask], bar: Bar) -> Iterator[None]:
-    """Advance `bar` by the bytes that the workers have read, in a thread, until the end of the block."""
-    paths, ended, shown = [task.path.with_suffix(_PROGRESS) for task in tasks], threading.Event(), 0
+class Progress:
+    """Moves a bar by the parts that are done, and by what workers say of those under way.
 
-    def show() -> None:
-        nonlocal shown
-        n_bytes = 0
-        for path in paths:
+    What they say arrives as files, so a file system that is slow to show them costs smoothness and nothing else.
+    """
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._running: dict[int, ScanTask] = {}
+        self._n_done, self._n_shown = 0, 0
+        self._n_begun = 0
+
+    def skip(self, task: ScanTask) -> None:
+        """Count a part that was scanned before."""
+        self._n_done += task.n_bytes
+
+    def begin(self, task: ScanTask) -> None:
+        """Count a part that is handed out; parts are numbered in this order."""
+        self._running[self._n_begun] = task
+        self._n_begun += 1
+
+    def done(self, number: int) -> None:
+        """Count the part with this number as scanned."""
+        task = self._running.pop(number)
+        self._n_done += task.n_bytes
+        task.path.with_suffix(_PROGRESS).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Move the bar, in a thread, until the end of the block."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_METER_S):
+                self._show()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._show()
+            for task in self._running.values():
+                task.path.with_suffix(_PROGRESS).unlink(missing_ok=True)
+
+    def _show(self) -> None:
+        n_bytes = self._n_done
+        for task in list(self._running.values()):
             with contextlib.suppress(OSError, ValueError):  # not begun, or being written
-                n_bytes += int(path.read_text())
-        bar.advance(max(n_bytes - shown, 0))
-        shown = max(shown, n_bytes)
-
-    def watch() -> None:
-        while not ended.wait(_METER_S):
-            show()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        show()
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=1)
-def _index(folder: Path, fingerprint: str) -> Index:
-    """The index, opened once in each process."""
-    index = load_index(folder)
-    if index.fingerprint != fingerprint:
-        raise InputError(
-            "the index is that of another audit", where=str(folder), do="Let only one audit run in a directory"
-        )
-    return index
-
-
-def read_part(task: ScanTask) -> ShardRuns:
-    """Read the file of a part that was scanned."""
-    return load(task.path, [task.shard])[0]
+                n_bytes += min(int(task.path.with_suffix(_PROGRESS).read_text()), task.n_bytes)
+        self._bar.advance(max(n_bytes - self._n_shown, 0))
+        self._n_shown = max(self._n_shown, n_bytes)

@@ -1,18 +1,19 @@
 """What scans have found, in files: one for each part while an audit is under way, one for all when it is complete.
 
-The second is kept in the audit directory. Rules are applied to it without the corpus.
+The second is kept in the audit directory. Rules are applied to it without the corpus. It is three files: the runs, the
+near matches, and what was counted in each corpus file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,39 +31,139 @@ _INTEGERS: Final = (
     *("rows", "fields", "places", "n_tokens", "starts", "ends"),
     *("n_skipping", "n_in_order", "n_document_tokens", "n_supports"),
 )
+_RUNS: Final = (*_INTEGERS, "doc_ids")
 _NEAR: Final = ("rows", "doc_ids", "fields", "n_edits", "similarities", "starts", "ends", "texts")
 NEAR_SUFFIX: Final = ".near.parquet"
-"""Of the file beside the other one."""
+FILES_SUFFIX: Final = ".files.parquet"
+"""Of the files beside the other one."""
+
+_COUNTS: Final = ("n_rows", "n_documents", "n_empty", "n_bad", "n_lines", "n_bytes", "n_corpus_tokens")
+_MORE: Final = ("n_by_kind", "n_texts_by_field", "bad_rows", "empty_rows", "pieces")
+_FILES: Final = pa.schema([(name, pa.int64()) for name in _COUNTS] + [(name, pa.large_string()) for name in _MORE])
+_GATHERED: Final = 256
+"""Files whose results are put together at a time: many small arrays take far more memory than what is in them."""
 
 
-def save(path: Path, found: Sequence[ShardRuns]) -> None:
-    """Write what was found in some shards; the near matches lie beside `path`, which comes last."""
-    with atomic_path(path) as runs, atomic_path(path.with_suffix(NEAR_SUFFIX)) as near:
-        write(runs, near, found)
+@dataclass(frozen=True)
+class Found:
+    """What a scan has found in a corpus: tables over all of its files, in their order.
+
+    Attributes
+    ----------
+    shards
+        The corpus files.
+    runs, near
+        The columns of `ShardRuns` and of its near matches, and the number of the file in `shard`, ascending.
+    files
+        A row for each file: the counts of `ShardCounts`, `n_bytes` and `n_corpus_tokens` as in `ShardRuns`, and as
+        JSON what has no fixed form.
+    """
+
+    shards: Sequence[Shard]
+    runs: pa.Table
+    near: pa.Table
+    files: pa.Table
+
+    def column(self, name: str) -> Any:
+        """Return a column of the runs: numbers as an array, others as Arrow has them."""
+        return _column(self.runs, name)
+
+    def near_column(self, name: str) -> Any:
+        """Return a column of the near matches."""
+        return _column(self.near, name)
+
+    @property
+    def shard(self) -> npt.NDArray[np.int64]:
+        """The file of each run, and then of each near match."""
+        return np.concatenate([self.column(_SHARD), self.near_column(_SHARD)])
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The row in its file of each run's document, and then of each near match's."""
+        return np.concatenate([self.column("rows"), self.near_column("rows")])
+
+    def counts(self, name: str) -> npt.NDArray[np.int64]:
+        """Return a count of each file."""
+        counts: npt.NDArray[np.int64] = self.files.column(name).to_numpy()
+        return counts
+
+    def total(self, name: str) -> Counter[str]:
+        """Add up `n_by_kind` or `n_texts_by_field` over the files; what was counted and not found has 0."""
+        total: Counter[str] = Counter()
+        for one in self._decoded(name):
+            total.update(one)
+        return total
+
+    def pieces(self) -> Iterator[Mapping[int, str]]:
+        """Yield the hashes of each file's pieces by their first byte."""
+        for one in self._decoded("pieces", empty=True):
+            yield {int(start): digest for start, digest in one.items()}
+
+    def listed_rows(self, *names: str) -> Iterator[BadRow]:
+        """Yield, file by file, the rows in the lists `bad_rows` and `empty_rows`, as named."""
+        columns = [self.files.column(name) for name in names]
+        for number in range(len(self.shards)):
+            for column in columns:
+                text = column[number].as_py()
+                if text != "[]":
+                    yield from (BadRow(**row) for row in orjson.loads(text))
+
+    def _decoded(self, name: str, *, empty: bool = False) -> Iterator[Any]:
+        for batch in self.files.select([name]).to_batches(max_chunksize=1024):
+            for text in batch.column(0).to_pylist():
+                if empty or text != "{}":
+                    yield orjson.loads(text)
 
 
-def write(runs_path: Path, near_path: Path, found: Sequence[ShardRuns]) -> None:
-    """Write what was found in some shards to two files."""
-    runs = {name: _concatenated([getattr(one, name) for one in found]) for name in (*_INTEGERS, "doc_ids")}
-    near = {name: _concatenated([getattr(one.near, name) for one in found]) for name in _NEAR}
-    runs[_SHARD] = np.repeat(np.arange(len(found)), [len(one.rows) for one in found])
-    near[_SHARD] = np.repeat(np.arange(len(found)), [len(one.near.rows) for one in found])
-    totals = [
-        {
-            "counts": _plain(one.counts),
-            "n_bytes": one.n_bytes,
-            "n_corpus_tokens": one.n_corpus_tokens,
-            "pieces": {str(start): digest for start, digest in one.pieces.items()},
-        }
-        for one in found
-    ]
-    pq.write_table(pa.table(near), near_path, compression="zstd")
-    table = pa.table(runs).replace_schema_metadata({_TOTALS: to_json(totals)})
-    pq.write_table(table, runs_path, compression="zstd")
+class FoundJoiner:
+    """Puts the results of files together, some at a time, so that few objects lie in memory however many files."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards, self._n_gathered = shards, 0
+        self._waiting: list[ShardRuns] = []
+        self._tables: dict[str, list[pa.Table]] = {"runs": [], "near": [], "files": []}
+
+    def add(self, parts: Sequence[ShardRuns]) -> None:
+        """Add what was found in the parts of the next file."""
+        self._waiting.append(_join(parts))
+        if len(self._waiting) == _GATHERED:
+            self._gather()
+
+    def found(self) -> Found:
+        """Return all of it."""
+        self._gather()
+        return Found(
+            self._shards,
+            **{name: pa.concat_tables(some).combine_chunks() for name, some in self._tables.items()},
+        )
+
+    def _gather(self) -> None:
+        if not self._waiting:
+            return
+        runs, near = _tables(self._waiting, first=self._n_gathered)
+        self._tables["runs"].append(runs)
+        self._tables["near"].append(near)
+        self._tables["files"].append(pa.Table.from_pylist([_file_row(one) for one in self._waiting], schema=_FILES))
+        self._n_gathered += len(self._waiting)
+        self._waiting = []
 
 
-def load(path: Path, shards: Sequence[Shard]) -> list[ShardRuns]:
-    """Read what was found in these shards.
+def save_part(path: Path, found: ShardRuns) -> None:
+    """Write what was found in a part; the near matches lie beside `path`, which comes last."""
+    runs, near = _tables([found], first=0)
+    totals = {
+        "counts": _plain(found.counts),
+        "n_bytes": found.n_bytes,
+        "n_corpus_tokens": found.n_corpus_tokens,
+        "pieces": {str(start): digest for start, digest in found.pieces.items()},
+    }
+    with atomic_path(path) as runs_path, atomic_path(path.with_suffix(NEAR_SUFFIX)) as near_path:
+        pq.write_table(near, near_path, compression="zstd")
+        pq.write_table(runs.replace_schema_metadata({_TOTALS: to_json([totals])}), runs_path, compression="zstd")
+
+
+def load_part(path: Path, shard: Shard) -> ShardRuns:
+    """Read what was found in a part.
 
     Raises
     ------
@@ -71,53 +172,112 @@ def load(path: Path, shards: Sequence[Shard]) -> list[ShardRuns]:
     """
     try:
         runs, near = pq.read_table(path), pq.read_table(path.with_suffix(NEAR_SUFFIX))
-        totals = orjson.loads(runs.schema.metadata[_TOTALS])
-        by_shard = zip(shards, totals, _of_shards(runs, len(shards)), _of_shards(near, len(shards)), strict=True)
-        return [
-            ShardRuns(
-                shard=shard,
-                doc_ids=_column(mine, "doc_ids"),
-                near=NearMatches(**{name: _column(close, name) for name in _NEAR}),
-                counts=_counts(total["counts"]),
-                n_bytes=total["n_bytes"],
-                n_corpus_tokens=total["n_corpus_tokens"],
-                pieces={int(start): digest for start, digest in total["pieces"].items()},
-                **{name: _column(mine, name) for name in _INTEGERS},
-            )
-            for shard, total, mine, close in by_shard
-        ]
+        [total] = orjson.loads(runs.schema.metadata[_TOTALS])
+        return ShardRuns(
+            shard=shard,
+            doc_ids=_column(runs, "doc_ids"),
+            near=NearMatches(**{name: _column(near, name) for name in _NEAR}),
+            counts=_counts(total["counts"]),
+            n_bytes=total["n_bytes"],
+            n_corpus_tokens=total["n_corpus_tokens"],
+            pieces={int(start): digest for start, digest in total["pieces"].items()},
+            **{name: _column(runs, name) for name in _INTEGERS},
+        )
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"what the scan has recorded cannot be read ({type(error).__name__}: {error})",
-            where=str(path),
-            do="Audit again",
-        ) from None
+        raise _unreadable(path, error) from None
 
 
-def join_parts(parts: Sequence[ShardRuns]) -> list[ShardRuns]:
-    """Put the parts of each file together, with the rows numbered in the whole file; files stay in their order."""
-    offsets = row_offsets([part.shard for part in parts], [part.counts.n_lines for part in parts])
-    by_file: dict[Any, list[ShardRuns]] = {}
-    for part, offset in zip(parts, offsets, strict=True):
-        near = replace(part.near, rows=part.near.rows + offset)
-        moved = replace(part, rows=part.rows + offset, near=near, counts=part.counts.moved(offset))
-        by_file.setdefault(part.shard.path, []).append(moved)
-    return [_join(some) for some in by_file.values()]
+def write(runs_path: Path, near_path: Path, files_path: Path, found: Found) -> None:
+    """Write what was found in a corpus to three files."""
+    for path, table in ((runs_path, found.runs), (near_path, found.near), (files_path, found.files)):
+        pq.write_table(table, path, compression="zstd")
+
+
+def load(path: Path, shards: Sequence[Shard]) -> Found:
+    """Read what was found in these files.
+
+    Raises
+    ------
+    InputError
+        The files are not there, or damaged.
+    """
+    try:
+        runs, near = pq.read_table(path), pq.read_table(path.with_suffix(NEAR_SUFFIX))
+        old = (runs.schema.metadata or {}).get(_TOTALS)
+        if old is None:
+            files = pq.read_table(path.with_suffix(FILES_SUFFIX)).cast(_FILES)
+        else:  # where the counts were kept at first
+            files = pa.Table.from_pylist([_row_of(**total) for total in orjson.loads(old)], schema=_FILES)
+        if len(files) != len(shards):
+            raise ValueError(f"{len(files)} files are recorded, and the audit has {len(shards)}")
+        return Found(
+            shards,
+            runs.select([*_RUNS, _SHARD]).combine_chunks(),
+            near.select([*_NEAR, _SHARD]).combine_chunks(),
+            files.combine_chunks(),
+        )
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"what the scan has recorded cannot be read ({type(error).__name__}: {error})",
+        where=str(path),
+        do="Audit again",
+    )
+
+
+def _tables(found: Sequence[ShardRuns], *, first: int) -> tuple[pa.Table, pa.Table]:
+    """The runs and the near matches of some files, of which the first has the number `first`."""
+    runs = {name: _concatenated([getattr(one, name) for one in found]) for name in _RUNS}
+    near = {name: _concatenated([getattr(one.near, name) for one in found]) for name in _NEAR}
+    numbers = np.arange(first, first + len(found))
+    runs[_SHARD] = np.repeat(numbers, [len(one.rows) for one in found])
+    near[_SHARD] = np.repeat(numbers, [len(one.near.rows) for one in found])
+    return pa.table(runs), pa.table(near)
 
 
 def _join(parts: Sequence[ShardRuns]) -> ShardRuns:
-    if len(parts) == 1:
-        return parts[0]
+    """Put the parts of a file together, with the rows numbered in the whole file."""
+    offsets = row_offsets([part.shard for part in parts], [part.counts.n_lines for part in parts])
+    moved = [
+        replace(
+            part,
+            rows=part.rows + offset,
+            near=replace(part.near, rows=part.near.rows + offset),
+            counts=part.counts.moved(offset),
+        )
+        for part, offset in zip(parts, offsets, strict=True)
+    ]
+    if len(moved) == 1:
+        return moved[0]
     return ShardRuns(
-        shard=replace(parts[0].shard, start=0, stop=None),
-        doc_ids=_concatenated([part.doc_ids for part in parts]),
-        near=NearMatches(**{name: _concatenated([getattr(part.near, name) for part in parts]) for name in _NEAR}),
-        counts=ShardCounts.total([part.counts for part in parts]),
-        n_bytes=sum(part.n_bytes for part in parts),
-        n_corpus_tokens=sum(part.n_corpus_tokens for part in parts),
-        pieces={start: digest for part in parts for start, digest in part.pieces.items()},
-        **{name: _concatenated([getattr(part, name) for part in parts]) for name in _INTEGERS},
+        shard=replace(moved[0].shard, start=0, stop=None),
+        doc_ids=_concatenated([part.doc_ids for part in moved]),
+        near=NearMatches(**{name: _concatenated([getattr(part.near, name) for part in moved]) for name in _NEAR}),
+        counts=ShardCounts.total([part.counts for part in moved]),
+        n_bytes=sum(part.n_bytes for part in moved),
+        n_corpus_tokens=sum(part.n_corpus_tokens for part in moved),
+        pieces={start: digest for part in moved for start, digest in part.pieces.items()},
+        **{name: _concatenated([getattr(part, name) for part in moved]) for name in _INTEGERS},
     )
+
+
+def _file_row(one: ShardRuns) -> dict[str, Any]:
+    return _row_of(_plain(one.counts), one.n_bytes, one.n_corpus_tokens, one.pieces)
+
+
+def _row_of(counts: Mapping[str, Any], n_bytes: int, n_corpus_tokens: int, pieces: Mapping[Any, str]) -> dict[str, Any]:
+    texts = {name: to_json(counts[name]).decode() for name in _MORE[:-1]}
+    numbers = {name: counts[name] for name in _COUNTS[:5]}
+    return {
+        **numbers,
+        "n_bytes": n_bytes,
+        "n_corpus_tokens": n_corpus_tokens,
+        **texts,
+        "pieces": to_json(dict(pieces)).decode(),
+    }
 
 
 def _plain(counts: ShardCounts) -> dict[str, Any]:
@@ -141,12 +301,6 @@ def _concatenated(columns: Sequence[Any]) -> Any:
         return np.concatenate(columns)
     # Ids can be of any type of string, and of none where a shard has no document; all together can have 2 GiB.
     return pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
-
-
-def _of_shards(table: pa.Table, n_shards: int) -> list[pa.Table]:
-    """The rows of each shard, which lie one behind the other."""
-    bounds = np.searchsorted(table.column(_SHARD).to_numpy(), np.arange(n_shards + 1))
-    return [table.slice(begin, end - begin) for begin, end in pairwise(bounds.tolist())]
 
 
 def _column(table: pa.Table, name: str) -> Any:

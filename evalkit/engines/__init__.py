@@ -1,5 +1,7 @@
-"""Where shards are processed: this machine's processes; the same tasks give the same results on any engine."""
+"""Where shards are processed: this machine's processes, or a Ray cluster; the same tasks give the same results."""
 
-from evalkit.engines.local import Engine, LocalEngine
+from evalkit.engines.choose import choose
+from evalkit.engines.interface import Engine, Shared
+from evalkit.engines.local import LocalEngine
 
-__all__ = ["Engine", "LocalEngine"]
+__all__ = ["Engine", "LocalEngine", "Shared", "choose"]

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
 
+from evalkit.engines.interface import Shared
 from evalkit.errors import EngineError
 
 _IDLE_S: Final = 300
-_THREADS_OF_LIBRARIES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_WAITING: Final = 2
+"""Tasks that wait for each worker, so that it need not wait for them."""
+
+THREADS_OF_LIBRARIES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""What says how many threads numerical libraries may start."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 
-class Engine(Protocol):
-    """Applies a function to tasks, wherever that may be.
+@dataclass(frozen=True)
+class _Carried(Generic[_Value]):
+    """A value that goes along with each task."""
 
-    The function, the tasks and the results travel between processes, so they must be picklable, and small: what is
-    large lies in files that every process can open.
-    """
+    value: _Value
 
-    def map(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[int, _Result]]:
-        """Yield the number and the result of each task, in whatever order they are done.
-
-        An exception in the function is raised here, and no further task is begun.
-        """
-        ...
-
-    def start(self, function: Callable[[], None]) -> None:
-        """Make ready for `map` while the caller does something else: each process calls `function`."""
-        ...
-
-    def stop(self) -> None:
-        """Give back what is held for further calls of `map`, such as processes; they may still be made."""
-        ...
+    def get(self) -> _Value:
+        """Return the value."""
+        return self.value
 
 
 class LocalEngine:
@@ -64,6 +61,13 @@ class LocalEngine:
             self._executor.shutdown(wait=True, kill_workers=True)
             self._executor = None
 
+    def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
+        """Let each process map what was saved; without that, the value goes along with each task."""
+        return _Carried(value) if saved is None else saved
+
+    def shares_files(self, folder: Path) -> None:
+        """Do nothing: all processes are on one machine."""
+
     def _started(self) -> Any:
         if self._executor is None:
             from joblib.externals.loky import ProcessPoolExecutor
@@ -73,12 +77,12 @@ class LocalEngine:
             self._executor = ProcessPoolExecutor(
                 self.n_workers,
                 timeout=_IDLE_S,
-                env=dict.fromkeys(_THREADS_OF_LIBRARIES, threads),
+                env=dict.fromkeys(THREADS_OF_LIBRARIES, threads),
                 initializer=_allow_growth,
             )
         return self._executor
 
-    def map(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[int, _Result]]:
+    def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[int, _Result]]:
         """Yield the number and the result of each task, in whatever order they are done.
 
         Raises
@@ -86,18 +90,27 @@ class LocalEngine:
         EngineError
             A process was ended from outside, as the system does when memory runs out.
         """
-        if min(self.n_workers, len(tasks)) <= 1:
-            for number, task in enumerate(tasks):
+        numbered = enumerate(tasks)
+        first = list(itertools.islice(numbered, 2))
+        numbered = itertools.chain(first, numbered)  # type: ignore[assignment]
+        if min(self.n_workers, len(first)) <= 1:
+            for number, task in numbered:
                 yield number, function(task)
             return
-        from joblib.externals.loky import as_completed
+        from joblib.externals.loky import FIRST_COMPLETED, wait
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         executor, is_done = self._started(), False
+        numbers: dict[Any, int] = {}
         try:
-            numbers = {executor.submit(function, task): number for number, task in enumerate(tasks)}
-            for future in as_completed(numbers):
-                yield numbers.pop(future), future.result()
+            while True:
+                room = self.n_workers * (1 + _WAITING) - len(numbers)
+                for number, task in itertools.islice(numbered, room):
+                    numbers[executor.submit(function, task)] = number
+                if not numbers:
+                    break
+                for future in wait(numbers, return_when=FIRST_COMPLETED).done:
+                    yield numbers.pop(future), future.result()
             is_done = True
         except TerminatedWorkerError as error:
             raise EngineError(

@@ -18,7 +18,7 @@ from evalkit import tables
 from evalkit.contamination import audit as audits
 from evalkit.contamination import parts
 from evalkit.contamination.benchmarks import from_file
-from evalkit.contamination.index import build_index, load_index, save_index
+from evalkit.contamination.index import SavedIndex, build_index, load_index, save_index
 from evalkit.contamination.outputs import BAD_ROWS
 from evalkit.contamination.recorded import NEAR_SUFFIX
 from evalkit.contamination.rules import load_rules
@@ -125,7 +125,7 @@ def test_what_changed_is_scanned_again(corpus, tmp_path):
     index = build_index([from_file(corpus / "items.jsonl")], 8)
 
     def key(shard, fingerprint=index.fingerprint, column="text"):
-        return parts.ScanTask(shard, tmp_path, fingerprint, tmp_path, column, "id").key
+        return parts.Parts([shard], SavedIndex(tmp_path, fingerprint), fingerprint, tmp_path, column, "id").of(0)[0].key
 
     before = key(shards[0])
     assert before == key(shards[0]) != key(shards[1])
@@ -155,7 +155,8 @@ def test_a_part_is_not_scanned_with_the_index_of_another_audit(corpus):
     mine, other = (build_index([from_file(corpus / name)], 8) for name in ("items.jsonl", "others.jsonl"))
     save_index(mine, corpus / "index")
     [shard, *_] = find_shards([str(corpus / "corpus")])
-    task = parts.ScanTask(shard, corpus / "index", mine.fingerprint, corpus, "text", "id")
+    saved = SavedIndex(corpus / "index", mine.fingerprint)
+    [task] = parts.Parts([shard], saved, mine.fingerprint, corpus, "text", "id").of(0)
     save_index(other, corpus / "index")
     with pytest.raises(InputError, match="another audit"):
         parts.scan_part(task)

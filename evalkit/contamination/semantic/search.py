@@ -260,6 +260,7 @@ def search(
         The model cannot be loaded.
     """
     engine, device = engine or LocalEngine(), best_device()
+    engine.shares_files(work)
     of_model = engine if device == "cpu" else LocalEngine(1)
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
     items = [_beginning(item) for item in items]

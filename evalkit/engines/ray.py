@@ -1,0 +1,347 @@
+"""Runs tasks on a Ray cluster: what a worker process or a node takes with it when it dies is done again.
+
+Tasks go to Ray as they are, small: names of files and ranges of rows. A few wait for each processor and the others are
+not made before there is room. Ray does a task again whose worker or node was lost; an exception of the task itself is
+raised as it is. When no task is left to be handed out, one that runs much longer than the others is begun again on
+another node, and the first that is done counts. So a task may run twice, also at a time: it should write files whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import statistics
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+from evalkit.engines import ray_cluster
+from evalkit.engines.interface import Shared
+from evalkit.errors import EngineError
+from evalkit.progress import warn
+
+MAX_RETRIES: Final = 3
+"""How often Ray does a task again whose worker or node was lost."""
+
+_QUEUED: Final = 2
+"""Tasks handed out for each processor: one runs, one waits, so that no processor waits for this process."""
+
+_POLL_S: Final = 1.0
+_PATIENCE_S: Final = 20.0
+"""Seconds in which a cancelled task should end; then its worker process is ended."""
+
+_STRAGGLER_FACTOR: Final = 3.0
+_STRAGGLER_S: Final = 10.0
+"""A second copy of a task is begun when it has run so many times the median, and at least so many seconds."""
+
+_REMEMBERED: Final = 1000
+"""Run times of the last tasks of which the median is taken."""
+
+_IDLE_S: Final = 60.0
+"""Seconds without any task running after which the user is told."""
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
+
+
+class _Begun:
+    """An actor that knows since when each attempt at a task runs, and where: Ray tells only that it is not done."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, tuple[float, str]] = {}
+
+    def begin(self, attempt: int, node: str) -> None:
+        self._begun[attempt] = (time.monotonic(), node)
+
+    def forget(self, attempts: Sequence[int]) -> None:
+        for attempt in attempts:
+            self._begun.pop(attempt, None)
+
+    def running(self) -> dict[int, tuple[float, str]]:
+        """The seconds that each attempt has run, by this process's clock alone, and the node's id."""
+        now = time.monotonic()
+        return {attempt: (now - begun, node) for attempt, (begun, node) in self._begun.items()}
+
+
+def _attempt(
+    function: Callable[[_Task], _Result], task: _Task, number: int, begun: Any, caller: ray_cluster.Caller
+) -> tuple[float, _Result]:
+    """What a worker does: one attempt at a task. Returns its seconds and its result."""
+    import ray
+
+    ray_cluster.check_caller(caller)
+    begun.begin.remote(number, ray.get_runtime_context().get_node_id())
+    with contextlib.suppress(OSError):  # relative names mean what they mean where the command was given
+        os.chdir(caller.folder)
+    started = time.monotonic()
+    result = function(task)
+    return time.monotonic() - started, result
+
+
+@dataclass(frozen=True)
+class _InStore(Generic[_Value]):
+    """A value in the cluster's object store: once on each node, its arrays mapped by all workers there."""
+
+    key: str
+    reference: Any = field(compare=False)
+
+    def get(self) -> _Value:
+        """Return the value; its arrays are read-only."""
+        if self.key not in _opened:
+            import ray
+
+            _opened.clear()  # a worker does one thing at a time: what came before is done
+            _opened[self.key] = ray.get(self.reference)
+        value: _Value = _opened[self.key]
+        return value
+
+
+_opened: dict[str, Any] = {}
+
+
+class RayEngine:
+    """A Ray cluster.
+
+    Parameters
+    ----------
+    address
+        `HOST:PORT` of the cluster's head; or `auto`: the address in `RAY_ADDRESS`, else the cluster that this machine
+        belongs to, else one of this machine alone, which is started and ends with this process. A connection that this
+        process has already is used.
+    n_workers
+        Tasks that run at a time; None: as many as the cluster has processors, also later ones.
+
+    Raises
+    ------
+    EngineError
+        Ray is not installed, there is no cluster at the address, or one of its nodes has another Python or evalkit.
+    """
+
+    def __init__(self, address: str = "auto", n_workers: int | None = None) -> None:
+        ray_cluster.connect(address)
+        self.n_workers = n_workers
+        self._caller = ray_cluster.Caller.here()
+        self._warming: list[Any] = []
+        ray_cluster.check_nodes(self._caller)
+
+    def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
+        """Put a value into the object store, once; `saved` is not needed."""
+        import ray
+
+        return _InStore(uuid.uuid4().hex, ray.put(value))
+
+    def shares_files(self, folder: Path) -> None:
+        """Let each node look for a file in `folder`, which is made when it is not there.
+
+        Raises
+        ------
+        EngineError
+            A node does not see it.
+        """
+        ray_cluster.check_nodes(self._caller, folder.absolute())
+
+    def start(self, function: Callable[[], None]) -> None:
+        """Let workers start, and each call `function`, while this process does something else."""
+        remote = ray_cluster.remote(_warm, max_retries=0)
+        self._warming = [remote.remote(function, self._caller) for _ in range(self._n_at_a_time())]
+
+    def stop(self) -> None:
+        """Cancel what `start` began. Ray ends idle workers, and the connection ends with this process."""
+        _cancel(self._warming)
+        self._warming = []
+
+    def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[int, _Result]]:
+        """Yield the number and the result of each task, in whatever order they are done.
+
+        Raises
+        ------
+        EngineError
+            The workers of a task were lost again and again.
+        """
+        flight = _Flight(self, function, tasks)
+        try:
+            yield from flight.results()
+        finally:
+            flight.end()
+
+    def _n_at_a_time(self) -> int:
+        return self.n_workers or ray_cluster.n_processors()
+
+
+def _warm(function: Callable[[], None], caller: ray_cluster.Caller) -> None:
+    ray_cluster.check_caller(caller)
+    function()
+
+
+@dataclass
+class _Attempt:
+    """An attempt at a task: the task's number, whether it is the second, and the attempt's own number."""
+
+    task: int
+    is_second: bool
+    number: int
+
+
+class _Flight(Generic[_Task, _Result]):
+    """One call of `map`: the tasks that were handed out and are not done."""
+
+    def __init__(self, engine: RayEngine, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> None:
+        self._engine, self._function, self._left = engine, function, iter(enumerate(tasks))
+        self._attempts: dict[Any, _Attempt] = {}
+        self._tasks: dict[int, _Task] = {}  # those under way, for a second copy
+        self._cancelled: list[Any] = []
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._n_attempts = 0
+        self._is_all_out = False
+        self._looked = self._last_ran = time.monotonic()
+        self._is_idle_told = False
+        self._remote = ray_cluster.remote(_attempt, max_retries=MAX_RETRIES)
+        self._begun = ray_cluster.actor(_Begun)
+
+    def results(self) -> Iterator[tuple[int, _Result]]:
+        """Hand out tasks and yield what is done."""
+        import ray
+
+        while True:
+            self._hand_out()
+            if not self._tasks:
+                return
+            flying = list(self._attempts)
+            done, _ = ray.wait(flying, num_returns=1, timeout=_POLL_S, fetch_local=False)
+            if done:  # and with it whatever else is done
+                done, _ = ray.wait(flying, num_returns=len(flying), timeout=0, fetch_local=False)
+            for reference in done:
+                yield from self._take(reference)
+            if time.monotonic() - self._looked >= _POLL_S:
+                self._look_after_running()
+
+    def end(self) -> None:
+        """Let nothing run on."""
+        references, self._attempts, self._tasks = [*self._attempts, *self._cancelled], {}, {}
+        _cancel(references)
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            import ray
+
+            ray.kill(self._begun)
+
+    def _hand_out(self) -> None:
+        room = 0 if self._is_all_out else self._engine._n_at_a_time() * self._n_queued - len(self._tasks)
+        handed_out = 0
+        for number, task in itertools.islice(self._left, max(room, 0)):
+            self._tasks[number] = task
+            self._submit(number)
+            handed_out += 1
+        self._is_all_out = self._is_all_out or handed_out < room
+
+    @property
+    def _n_queued(self) -> int:
+        # What waits in Ray's queue would run when there are more processors than workers asked for.
+        return 1 if self._engine.n_workers else _QUEUED
+
+    def _submit(self, number: int, node: str | None = None) -> None:
+        attempt = _Attempt(number, node is not None, self._n_attempts)
+        self._n_attempts += 1
+        remote = self._remote if node is None else ray_cluster.on_node(self._remote, node, soft=True)
+        reference = remote.remote(
+            self._function, self._tasks[number], attempt.number, self._begun, self._engine._caller
+        )
+        self._attempts[reference] = attempt
+
+    def _take(self, reference: Any) -> Iterator[tuple[int, _Result]]:
+        """Yield the result of an attempt that is done, if it counts."""
+        import ray
+
+        attempt = self._attempts.pop(reference, None)
+        if attempt is None:  # the other copy of the task was done in the same moment
+            return
+        self._begun.forget.remote([attempt.number])
+        others = [other for other, one in self._attempts.items() if one.task == attempt.task]
+        try:
+            seconds, result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            _raise_cause(error)
+        except ray.exceptions.RayError as error:
+            if others:  # the other copy may still be done
+                return
+            raise EngineError(
+                f"the workers of a task were lost {MAX_RETRIES + 1} times ({_first_line(error)})",
+                where="the Ray cluster",
+                do="Perhaps memory ran out: give the command fewer --workers, and give it again; what was finished is "
+                "kept",
+            ) from error
+        for other in others:
+            del self._attempts[other]
+            self._cancelled.append(other)
+            ray.cancel(other)
+        self._seconds.append(seconds)
+        self._last_ran = time.monotonic()
+        del self._tasks[attempt.task]
+        yield attempt.task, result
+
+    def _look_after_running(self) -> None:
+        """Begin second copies of tasks that run much too long, and say when nothing runs at all."""
+        import ray
+
+        now = self._looked = time.monotonic()
+        may_straggle = self._is_all_out and self._seconds
+        if not may_straggle and now - self._last_ran < _IDLE_S:
+            return
+        try:
+            running: dict[int, tuple[float, str]] = ray.get(self._begun.running.remote(), timeout=_POLL_S)
+        except ray.exceptions.RayError:  # among them the time-out; the tasks go on without
+            return
+        if running:
+            self._last_ran = now
+        elif now - self._last_ran >= _IDLE_S and not self._is_idle_told:
+            self._is_idle_told = True
+            warn(f"no processor of the Ray cluster has taken a task for {_IDLE_S:.0f} s; other work may hold them all")
+        if not may_straggle:
+            return
+        limit = max(_STRAGGLER_S, _STRAGGLER_FACTOR * statistics.median(self._seconds))
+        has_second = {attempt.task for attempt in self._attempts.values() if attempt.is_second}
+        for attempt in list(self._attempts.values()):
+            seconds, node = running.get(attempt.number, (0.0, ""))
+            if seconds > limit and attempt.task not in has_second:
+                others = ray_cluster.others(node)
+                if others:
+                    self._submit(attempt.task, others[attempt.number % len(others)])
+
+
+def _cancel(references: Sequence[Any]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    if not references:
+        return
+    import ray
+
+    left = list(references)
+    for is_forced in (False, True):
+        with contextlib.suppress(ray.exceptions.RayError):
+            for reference in left:
+                ray.cancel(reference, force=is_forced)
+            _, left = ray.wait(left, num_returns=len(left), timeout=_PATIENCE_S, fetch_local=False)
+        if not left:
+            return
+
+
+def _raise_cause(error: Any) -> NoReturn:
+    """Raise what a task raised, as it is."""
+    cause = error.cause
+    if not isinstance(cause, Exception):
+        raise error
+    if isinstance(cause, ModuleNotFoundError | AttributeError) and "evalkit" in str(cause):
+        raise EngineError(
+            f"a node of the cluster has another evalkit, or none ({_first_line(cause)})",
+            where="the Ray cluster",
+            do="Install the same evalkit-harness on all nodes",
+        ) from error
+    raise cause from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

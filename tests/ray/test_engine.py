@@ -1,0 +1,264 @@
+"""Tasks on a cluster give the results that they give here, whatever becomes of workers and nodes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.engines import choose, ray_cluster
+from evalkit.engines import ray as engines
+from evalkit.engines.ray import RayEngine
+from evalkit.errors import EngineError, InputError, SpecError
+
+
+def square(number):
+    return number * number
+
+
+def refuse_three(number):
+    if number == 3:
+        raise InputError("three is no number", where="here", do="count on")
+    time.sleep(0.05)
+    return number
+
+
+def divide(number):
+    return 1 // number
+
+
+def end_process(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_once(folder):
+    mark = folder / "mark"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def note_and_sleep(task):
+    """Leave a mark at the beginning and another at the end, and say on which node this was."""
+    import ray
+
+    folder, number, seconds = task
+    begun = folder / f"{number}.{os.getpid()}.begun"
+    begun.touch()
+    until = time.monotonic() + seconds
+    try:
+        while time.monotonic() < until:
+            time.sleep(0.02)
+    finally:
+        begun.rename(begun.with_suffix(".ended"))
+    return ray.get_runtime_context().get_node_id()
+
+
+def node_of(_):
+    import ray
+
+    time.sleep(0.3)
+    return ray.get_runtime_context().get_node_id()
+
+
+def test_every_task_has_its_result_once(engine):
+    found = list(engine.map(square, range(50)))
+    assert sorted(found) == [(number, number * number) for number in range(50)]
+    assert list(engine.map(square, [])) == []
+
+
+def test_tasks_are_spread_over_the_nodes_and_libraries_take_one_thread(engine):
+    assert len({node for _, node in engine.map(node_of, range(9))}) == 3
+    assert {one for _, one in engine.map(os.getenv, ["OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"])} == {
+        "1"
+    }
+
+
+def test_tasks_are_made_when_there_is_room_for_them(engine):
+    made = itertools.count()
+
+    def tasks():
+        for number in range(1000):
+            next(made)
+            yield number
+
+    done = 0
+    for done, _ in enumerate(engine.map(square, tasks()), 1):
+        assert next(made) <= done + 3 * 2 + 1 + done  # the count itself goes on by one each time
+        if done == 100:
+            break
+    assert done == 100
+
+
+def test_relative_names_mean_what_they_mean_here(engine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").touch()
+    assert next(RayEngine().map(os.path.exists, ["here"])) == (0, True)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_an_error_in_a_task_is_raised_as_it_is_and_ends_the_others(engine, tmp_path, n):
+    with pytest.raises(InputError, match="three is no number") as caught:
+        list(engine.map(refuse_three, range(n + 2)))
+    assert type(caught.value) is InputError
+    assert (caught.value.where, caught.value.do) == ("here", "count on")
+    with pytest.raises(ZeroDivisionError):
+        list(engine.map(divide, [1, 0]))
+
+
+def running(folder):
+    return list(folder.glob("*.begun"))
+
+
+def test_when_the_caller_stops_so_do_the_tasks(engine, tmp_path):
+    results = engine.map(
+        note_and_sleep, ((tmp_path, number, 0.1 if number < 2 else 60) for number in itertools.count())
+    )
+    next(results)
+    next(results)
+    until = time.monotonic() + 20
+    while len(running(tmp_path)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(running(tmp_path)) == 3
+    begun = time.monotonic()
+    results.close()
+    assert time.monotonic() - begun < 15
+    assert not running(tmp_path)
+    n_begun = len(list(tmp_path.iterdir()))
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == n_begun
+
+
+def test_an_interrupt_leaves_no_tasks_running(engine, tmp_path):
+    threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.map(note_and_sleep, [(tmp_path, number, 60) for number in range(9)]))
+    assert not running(tmp_path)
+    assert list(tmp_path.iterdir())
+
+
+def test_a_task_whose_worker_was_lost_is_done_again(engine, tmp_path):
+    assert len(list(engine.map(end_once, [tmp_path]))) == 1
+
+
+def test_a_task_that_always_loses_its_worker_is_told_with_what_to_do(engine):
+    with pytest.raises(EngineError, match=r"lost 4 times.*--workers"):
+        list(engine.map(end_process, [0]))
+
+
+def sleep_once_long(task):
+    """The first time, number 0 sleeps for a minute, as on a machine with a dying disk."""
+    folder, number = task
+    mark = folder / f"{number}"
+    if number == 0 and not mark.exists():
+        mark.touch()
+        return note_and_sleep((folder, number, 60))
+    return note_and_sleep((folder, number, 0.2))
+
+
+def test_a_straggler_is_run_again_on_another_node_and_the_first_that_is_done_counts(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_STRAGGLER_S", 2.0)
+    begun = time.monotonic()
+    found = list(engine.map(sleep_once_long, [(tmp_path, number) for number in range(8)]))
+    assert time.monotonic() - begun < 30
+    assert sorted(number for number, _ in found) == list(range(8))
+    assert not running(tmp_path)
+    assert len(list(tmp_path.glob("0.*.ended"))) == 2
+    # It ran long on one node, and its result came from another.
+
+
+def test_a_long_task_that_waited_for_its_turn_is_no_straggler(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_STRAGGLER_S", 2.0)
+    list(engine.map(note_and_sleep, [(tmp_path, number, 1.5) for number in range(6)]))
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_no_more_tasks_run_than_there_are_workers_asked_for(cluster, tmp_path):
+    most = 0
+    for _ in RayEngine(workers_address(cluster), 2).map(note_and_sleep, [(tmp_path, n, 0.2) for n in range(8)]):
+        most = max(most, len(running(tmp_path)))
+    assert most <= 2
+
+
+def workers_address(cluster):
+    return cluster.address
+
+
+def look_at(shared):
+    """The value's sum, where its first array lies, and who looked."""
+    import ray
+
+    value = shared.get()
+    assert shared.get() is value
+    array = value["numbers"]
+    assert not array.flags.writeable
+    time.sleep(0.2)
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    private = sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
+    return float(array.sum()), ray.get_runtime_context().get_node_id(), os.getpid(), private << 10
+
+
+def test_a_shared_value_lies_once_on_each_node(engine):
+    import ray
+
+    n_bytes = 80 << 20
+    value = {"numbers": np.arange(n_bytes // 8, dtype=np.float64), "more": "text"}
+    shared = engine.share(value)
+    found = [one for _, one in engine.map(look_at, [shared] * 12)]
+    assert {one[0] for one in found} == {value["numbers"].sum()}
+    assert len({one[1] for one in found}) == 3
+    # A worker's own memory is what Python and numpy take; the array is not in it.
+    assert max(one[3] for one in found) < n_bytes + (60 << 20)
+    del shared
+    assert ray.is_initialized()
+
+
+def test_each_node_is_asked_whether_it_sees_a_folder(engine, tmp_path):
+    engine.shares_files(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://somewhere:10001", "HOST:6379"),
+        ("somewhere", "no address"),
+        ("127.0.0.1:1", "another one"),
+    ],
+)
+def test_addresses_that_cannot_be_meant_are_refused(engine, address, message):
+    with pytest.raises(EngineError, match=message):
+        RayEngine(address)
+
+
+def test_the_same_cluster_by_its_address_or_none_is_the_connection_that_is_there(cluster, engine, monkeypatch):
+    RayEngine("auto")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    RayEngine("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://host:10001")
+    with pytest.raises(EngineError, match="Ray's client"):
+        RayEngine("auto")
+
+
+def test_engines_are_chosen_by_name(cluster):
+    assert isinstance(choose("ray", cluster.address, 2), RayEngine)
+    with pytest.raises(SpecError, match="--engine ray"):
+        choose("local", "auto")
+    with pytest.raises(SpecError, match="local, ray"):
+        choose("dask")
+
+
+def test_another_version_is_refused(cluster):
+    with pytest.raises(EngineError, match=r"evalkit 9\.9"):
+        ray_cluster._check_versions(("0.1", "3.11"), ("9.9", "3.11"), "here")
+    engine = RayEngine(cluster.address)
+    engine._caller = ray_cluster.Caller("0.0.1", engine._caller.python, str(Path.cwd()))
+    with pytest.raises(EngineError, match=r"has evalkit .* given with 0\.0\.1"):
+        list(engine.map(square, [1]))
