@@ -140,7 +140,7 @@ class Cluster:
         self.process = subprocess.Popen(
             [
                 *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--num-cpus={N_WORKERS}"),
-                *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={self.folder}"),
+                *(f"--port={port}", f"--temp-dir={self.folder}"),
                 *("--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={2 << 30}"),
             ],
             stdout=subprocess.DEVNULL,
