@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def write_corpus(folder: Path, documents: Sequence[str], benchmarks: Sequence[It
     items = [item for one in benchmarks for item in one.items]
     folder.mkdir()
     one_copy = sum(len(json.dumps({"id": 0, "text": text}, ensure_ascii=False).encode()) + 1 for text in documents)
-    n_copies = max(1, round(n_bytes / N_FILES / one_copy))
+    n_copies = ceil(n_bytes / N_FILES / one_copy)
 
     def rows(file: int) -> Iterator[dict[str, str]]:
         for copy in range(n_copies):
