@@ -27,12 +27,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +38,7 @@ from typing import Any
 
 import pyarrow as pa
 from harness import arguments, finish, show
+from measuring import run_measured
 from models import DATA
 from peer_decon import DETECT, decon_python, seconds_in, write_references
 from planting import ItemFile, plant, read_benchmarks, read_documents, read_lines, write_lines
@@ -105,65 +103,6 @@ def run_decon(corpus: Path, references: Path, out: Path) -> Cost:
     command = [str(decon_python()), "-c", DETECT, str(corpus), str(references), str(out), str(N_WORKERS)]
     printed, *rest = run_measured(command)
     return Cost(*(seconds_in(printed, name) for name in ("Index building time", "Detection time")), *rest)
-
-
-# --- Time and memory of a command ---
-
-
-def run_measured(command: Sequence[str]) -> tuple[str, float, float, int]:
-    """Run a command; return what it printed, its wall and processor time in seconds, and its peak memory in bytes."""
-    begun, used = time.perf_counter(), processor_time()
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        peak, ended = [0], threading.Event()
-
-        def watch() -> None:
-            # Linux walks over all pages for it: at most a twentieth of one processor.
-            taken = 0.0
-            while not ended.wait(max(0.1, 20 * taken)):
-                looked = time.perf_counter()
-                peak[0] = max(peak[0], sum(map(proportional_bytes, tree_of(process.pid))))
-                taken = time.perf_counter() - looked
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        printed, _ = process.communicate()
-        seconds = time.perf_counter() - begun
-        ended.set()
-        thread.join()
-        if process.returncode:
-            errors.seek(0)
-            sys.exit(f"{' '.join(command)[:500]} failed:\n{errors.read().decode(errors='replace')[-2000:]}")
-    return printed, seconds, processor_time() - used, peak[0]
-
-
-def processor_time() -> float:
-    """Seconds that the ended processes which this one started have used, with those that they started."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def tree_of(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            left += map(int, _read(children).split())
-    return found
-
-
-def proportional_bytes(pid: int) -> int:
-    """Proportional set size of a process; 0 when it has ended."""
-    sizes = dict(line.split(":", 1) for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()[1:])
-    return int(sizes["Pss"].split()[0]) * 1024 if sizes else 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # the process has ended
-        return ""
 
 
 # --- What is read ---

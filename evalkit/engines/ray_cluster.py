@@ -21,6 +21,9 @@ from evalkit.files import write_text
 from evalkit.progress import say
 
 AUTO: Final = "auto"
+_TOKEN: Final = Path("~/.ray/auth_token")
+"""Where Ray keeps the token of its clusters."""
+
 _WHERE: Final = "--ray-address"
 _REACH_S: Final = 10.0
 _CHECK_S: Final = 120.0
@@ -72,6 +75,7 @@ def connect(address: str) -> None:
     EngineError
         Ray is not installed, this is no address, nothing is there, or this process is connected to another cluster.
     """
+    _present_token()
     try:
         import ray
     except ImportError as error:
@@ -100,6 +104,17 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _init(include_dashboard=False, address="local")
     say("there is no Ray cluster here: one of this machine alone was started, and ends with this command")
+
+
+def _present_token() -> None:
+    """Let Ray show the user's token to a cluster, if there is one.
+
+    `ray start --head` asks for a token wherever the user has one, but Ray's drivers show it only when they are told to.
+    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if any(os.environ.get(name) for name in names) or _TOKEN.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_address(address: str) -> None:
