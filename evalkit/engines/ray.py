@@ -128,6 +128,8 @@ class RayEngine:
         self.n_workers = n_workers
         self.caller = ray_cluster.Caller.here()
         self._warming: list[Any] = []
+        self._begun: Any = None
+        self.attempt_numbers = itertools.count()
         ray_cluster.check_nodes(self.caller)
 
     def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
@@ -155,6 +157,19 @@ class RayEngine:
         """Cancel what `start` began. Ray ends idle workers, and the connection ends with this process."""
         _cancel(self._warming)
         self._warming = []
+        if self._begun is not None:
+            import ray
+
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                ray.kill(self._begun)
+            self._begun = None
+
+    @property
+    def begun(self) -> Any:
+        """The actor that knows which attempts run."""
+        if self._begun is None:
+            self._begun = ray_cluster.actor(_Begun)
+        return self._begun
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[int, _Result]]:
         """Yield the number and the result of each task, in whatever order they are done.
@@ -198,13 +213,12 @@ class _Flight(Generic[_Task, _Result]):
         self._tasks: dict[int, _Task] = {}  # those under way, for a second copy
         self._cancelled: list[Any] = []
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
-        self._n_attempts = 0
         self._is_all_out = False
         self._looked = self._last_ran = time.monotonic()
         self._n_at_a_time = engine.n_at_a_time()
         self._is_idle_told = False
         self._remote = ray_cluster.remote(_attempt, max_retries=MAX_RETRIES)
-        self._begun = ray_cluster.actor(_Begun)
+        self._begun = engine.begun
 
     def results(self) -> Iterator[tuple[int, _Result]]:
         """Hand out tasks and yield what is done."""
@@ -225,12 +239,12 @@ class _Flight(Generic[_Task, _Result]):
 
     def end(self) -> None:
         """Let nothing run on."""
-        references, self._attempts, self._tasks = [*self._attempts, *self._cancelled], {}, {}
+        references = [*self._attempts, *self._cancelled]
+        numbers = [attempt.number for attempt in self._attempts.values()]
+        self._attempts, self._tasks = {}, {}
         _cancel(references)
-        with contextlib.suppress(Exception):  # the cluster may be gone
-            import ray
-
-            ray.kill(self._begun)
+        if numbers:
+            self._begun.forget.remote(numbers)
 
     def _hand_out(self) -> None:
         # What waits in Ray's queue would run when there are more processors than workers asked for.
@@ -244,8 +258,7 @@ class _Flight(Generic[_Task, _Result]):
         self._is_all_out = self._is_all_out or handed_out < room
 
     def _submit(self, number: int, node: str | None = None) -> None:
-        attempt = _Attempt(number, node is not None, self._n_attempts)
-        self._n_attempts += 1
+        attempt = _Attempt(number, node is not None, next(self._engine.attempt_numbers))
         remote = self._remote if node is None else ray_cluster.on_node(self._remote, node, soft=True)
         reference = remote.remote(self._function, self._tasks[number], attempt.number, self._begun, self._engine.caller)
         self._attempts[reference] = attempt
@@ -273,7 +286,7 @@ class _Flight(Generic[_Task, _Result]):
                 "kept",
             ) from error
         for other in others:
-            del self._attempts[other]
+            self._begun.forget.remote([self._attempts.pop(other).number])
             self._cancelled.append(other)
             ray.cancel(other)
         self._seconds.append(seconds)
@@ -294,7 +307,10 @@ class _Flight(Generic[_Task, _Result]):
             running: dict[int, tuple[float, str]] = ray.get(self._begun.running.remote(), timeout=_POLL_S)
         except ray.exceptions.RayError:  # among them the time-out; the tasks go on without
             return
-        if running:
+        mine = {attempt.number for attempt in self._attempts.values()}
+        if len(running) > len(mine):  # a short task's beginning can be told after its end
+            self._begun.forget.remote([number for number in running if number not in mine])
+        if mine & running.keys():
             self._last_ran = now
         elif now - self._last_ran >= _IDLE_S and not self._is_idle_told:
             self._is_idle_told = True

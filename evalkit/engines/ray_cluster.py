@@ -142,13 +142,15 @@ def _reach(address: str) -> None:
 
 def _connected(address: str) -> bool:
     """Connect to a running cluster; say whether there is one."""
+    import ray
+
     try:
         _init(address=address)
     except ConnectionError as error:
         if address == AUTO:
             return False
         _refuse(address, error)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         _refuse(address, error)
     return True
 
@@ -157,7 +159,8 @@ def _refuse(address: str, error: Exception) -> NoReturn:
     raise EngineError(
         f"the Ray cluster does not let this process in ({' '.join(str(error).split())})",
         where=f"{_WHERE} {address}",
-        do="Give the command on a node of the cluster, with the cluster's versions of Ray and Python",
+        do="Give the command on a node of the cluster, with its versions of Ray and Python; where it asks for a token, "
+        "set RAY_AUTH_MODE=token, and have the token where Ray looks for it (~/.ray/auth_token)",
     ) from error
 
 
