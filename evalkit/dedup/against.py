@@ -215,7 +215,7 @@ def _pairs_of_items(run: Run, n_corpus: int) -> tuple[Int64, Float64, Float64]:
 
 
 def _equals(representatives: Int64, equal: Path, memory_bytes: int) -> tuple[Int64, Int64]:
-    """For each representative all documents that are equal to it, itself too: (place in `representatives`, document)."""
+    """For each representative all equal documents and itself: (place in `representatives`, document)."""
     distinct = np.unique(representatives)
     found = [np.column_stack([distinct, distinct])]
     for rows in merged([equal], rows_within(memory_bytes, 4)):

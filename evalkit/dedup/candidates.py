@@ -47,6 +47,7 @@ MARGIN_SIGMAS: Final = 5.0
 
 _KEY_BYTES: Final = 8
 _BESIDE_KEYS: Final = 96
+_APART: Final = 0x9E3779B97F4A7C15
 _SIGN_BIT: Final = np.uint64(1 << 63)
 
 
@@ -77,18 +78,21 @@ class BandTask:
     ----------
     group, bands
         Which. A group has no more documents than `documents_within` the memory, or one part.
+    sets
+        The bands whose keys go to the same file.
     equal
         Run of the documents that are equal to an earlier one: they do not take part, nor do those without tokens.
     memory_bytes
         For keys and rows.
     paths
-        Runs to be written, one for each band: key, document.
+        Runs to be written, one for each set of bands: key, document.
     path
         File that says that they are there. They are removed when they were used.
     """
 
     group: Group
     bands: Bands
+    sets: tuple[tuple[int, ...], ...]
     equal: Path
     memory_bytes: int
     paths: tuple[Path, ...]
@@ -112,10 +116,13 @@ def sort_keys(task: BandTask) -> None:
         )  # fmt: skip
         all_documents.append(np.flatnonzero(takes_part) + first)
     documents = np.concatenate(all_documents)
-    for band, path in enumerate(task.paths):
-        keys = np.concatenate([np.empty(0, dtype=np.uint64), *(keys[band] for keys in all_keys)])
-        # By the key alone: the documents are in order.
-        write_rows(path, sorted_rows(np.column_stack([keys.view(np.int64), documents]), 1))
+    for bands, path in zip(task.sets, task.paths, strict=True):
+        # Keys of several bands are moved apart.
+        keys = [np.empty(0, dtype=np.uint64)]
+        keys += [of_part[band] + np.uint64(band * _APART % (1 << 64)) for band in bands for of_part in all_keys]
+        rows = np.column_stack([np.concatenate(keys).view(np.int64), np.tile(documents, len(bands))])
+        # By the key alone: the documents of a band are in order.
+        write_rows(path, sorted_rows(rows, 1))
     save_array(task.path, np.empty(0, dtype=np.int64))
 
 
@@ -157,9 +164,9 @@ def find_buckets(task: BucketTask) -> None:
     ):
         pending = np.empty((0, 2), dtype=np.int64)
         is_shared = False
-        for rows in merged(task.runs, rows_within(memory, 2), task.low, task.high, n_keys=1):
+        for window in merged(task.runs, rows_within(memory, 2), task.low, task.high, n_keys=1):
             # The last row of a window waits for the next one; `is_shared` says whether the one before has its key.
-            rows = np.concatenate([pending, rows])
+            rows = np.concatenate([pending, window])
             same = rows[1:, 0] == rows[:-1, 0]
             chosen = np.append(is_shared, same)[:-1] | same
             found = rows[:-1][chosen]
@@ -361,8 +368,9 @@ def _of_large(task: CandidateTask, members: Int64, parts: Int64) -> Iterator[Int
     """The pairs of a large bucket, some documents at a time."""
     step = max(1, task.n_pairs // WINDOW)
     before, signatures_before = members[:0], np.empty((0, task.signatures.n_values), dtype=np.uint32)
-    for some, signatures in _in_order(task, members):
-        some, signatures = np.concatenate([before, some]), np.concatenate([signatures_before, signatures])
+    for next_members, next_signatures in _in_order(task, members):
+        some = np.concatenate([before, next_members])
+        signatures = np.concatenate([signatures_before, next_signatures])
         are_old = _are_old(some, parts)
         for start in range(len(before), len(some), step):
             low, high = max(0, start - WINDOW), min(start + step, len(some))

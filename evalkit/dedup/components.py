@@ -2,8 +2,8 @@
 
 While the edges do not fit into the memory, they are replaced, round by round, by fewer and shorter ones that connect
 the same: *large-star* connects every greater neighbour of a node with the least one, *small-star* every lesser
-neighbour, and the node itself (Kiveris, Lattanzi, Mirrokni, Rastogi, Vassilvitskii: Connected components in MapReduce and
-beyond, SoCC 2014). Each is a sort on the disk and one pass through what is sorted, in which a node's least neighbour
+neighbour, and the node itself (Kiveris, Lattanzi, Mirrokni, Rastogi, Vassilvitskii: Connected components in MapReduce
+and beyond, SoCC 2014). Each is a sort on the disk and one pass through what is sorted, in which a node's least neighbour
 comes first: nothing is held of a node but that, however many neighbours it has. In the end every node of a component
 points to its least one; rounds are of the order of the logarithm of the longest path.
 """
@@ -91,8 +91,8 @@ def _star(edges: Iterable[Path], path: Path, memory_bytes: int, *, is_large: boo
     most = rows_within(half, 6)
     try:
         with sorting(directed, 2, half, unique=True, is_passing=True) as add:
-            for rows in merged(edges, most):
-                rows = np.sort(rows, axis=1)[:, ::-1]
+            for window in merged(edges, most):
+                rows = np.sort(window, axis=1)[:, ::-1]
                 add(rows)
                 if is_large:
                     add(rows[:, ::-1])

@@ -51,7 +51,6 @@ from evalkit.dedup.shuffle import (
     equal_ranges,
     from_bits,
     merge_runs,
-    merge_to,
     merged,
     ranges_of,
     replaced,
@@ -92,6 +91,9 @@ COUNTED_PARTS: Final = 256
 
 AT_ONCE: Final = 64
 """At least so many tasks are asked for at a time, where there are so many: so that no worker waits for long."""
+
+LEAST_KEYS: Final = 1 << 20
+"""Bands of few documents are worked on together, until they have so many keys."""
 
 ROW_GROUP: Final = 1 << 20
 """Rows of the tables that are written, and in memory, at a time."""
@@ -463,6 +465,13 @@ class Run:
             if a < b
         )
 
+    @cached_property
+    def _band_sets(self) -> tuple[tuple[int, ...], ...]:
+        """The bands; of a small corpus, several of them together, for fewer files."""
+        most = min(LEAST_KEYS, rows_within(self.memory_bytes // 2, 2))
+        n = max(1, most // max(1, self.n_documents))
+        return tuple(tuple(range(k, min(k + n, self.bands.n_bands))) for k in range(0, self.bands.n_bands, n))
+
     def _n_partitions(self, n_columns: int) -> int:
         """Ranges of hashes of all documents of which each fits into the memory."""
         return max(1, -(-self.n_documents // rows_within(self.memory_bytes // 2, n_columns)))
@@ -543,27 +552,27 @@ class Run:
     def _find_buckets(self, known: KnownTask) -> list[Path]:
         """Find the documents that share a band, and lay their signatures together."""
         done = self.work / "buckets-done.npy"
-        n_bands, ranges = self.bands.n_bands, equal_ranges(self._n_partitions(2))
-        runs = [[self.work / f"band-{band}-{group.number}.npy" for group in self.groups] for band in range(n_bands)]
+        n_sets, ranges = len(self._band_sets), equal_ranges(self._n_partitions(2))
+        runs = [[self.work / f"band-{k}-{group.number}.npy" for group in self.groups] for k in range(n_sets)]
         bucket_tasks = [
             [
                 BucketTask((), low, high, self.memory_bytes, self.work / f"bucket-documents-{band}-{number}.npy",
                            self.work / f"buckets-{band}-{number}.npy")
                 for number, (low, high) in enumerate(ranges)
             ]
-            for band in range(n_bands)
+            for band in range(n_sets)
         ]  # fmt: skip
         if not done.exists():
             if not all(_is_done(task) for tasks in bucket_tasks for task in tasks):
                 band_tasks = [
-                    BandTask(group, self.bands, self.equal, self.memory_bytes, tuple(one[group.number] for one in runs),
+                    BandTask(group, self.bands, self._band_sets, self.equal, self.memory_bytes, tuple(one[group.number] for one in runs),
                              self.work / f"band-done-{group.number}.npy")
                     for group in self.groups
                 ]  # fmt: skip
                 self._missing("sorting band keys", sort_keys, band_tasks)
                 at_once = max(1, AT_ONCE // len(ranges))
-                for first in range(0, n_bands, at_once):
-                    some = range(first, min(first + at_once, n_bands))
+                for first in range(0, n_sets, at_once):
+                    some = range(first, min(first + at_once, n_sets))
                     left = [task for band in some for task in bucket_tasks[band] if not _is_done(task)]
                     fewer = {band: self._fewer(runs[band], 2) for band in some} if left else {}
                     tasks = [
@@ -587,7 +596,7 @@ class Run:
         """Find the pairs that are worth comparing: their runs, those of their documents, and the large buckets."""
         spec, parts = self.spec, self.work / "parts.npy"
         done = self.work / "candidates-done.npy"
-        names = [f"{band}-{number}" for band in range(self.bands.n_bands) for number in range(self._n_partitions(2))]
+        names = [f"{band}-{number}" for band in range(len(self._band_sets)) for number in range(self._n_partitions(2))]
         paths, documents = (
             [self.work / f"{kind}-{name}.npy" for name in names] for kind in ("candidates", "candidate-documents")
         )
@@ -714,7 +723,7 @@ class Run:
                 write(tables.from_columns(tables.CLUSTERS, columns))
                 part_of = np.searchsorted(self.firsts, rows[~is_kept, 0], side="right") - 1
                 n_removed += np.bincount(part_of, minlength=len(n_removed))
-        return n_removed[:-1].tolist()
+        return [int(n) for n in n_removed[:-1]]
 
     def _write_pairs(self) -> None:
         with (
@@ -913,5 +922,5 @@ def count_part(parts: tuple[Part, ...]) -> list[tuple[int, int, int, int]]:
     found = []
     for part in parts:
         counts = part.counts
-        found.append((len(part.signatures), counts["n_lines"], counts["n_empty"], counts["n_bad"]))
+        found.append((part.n_documents, counts["n_lines"], counts["n_empty"], counts["n_bad"]))
     return found

@@ -60,10 +60,11 @@ def sort_hashes(task: HashTask) -> None:
     """Write the sorted hashes of a group."""
     with sorting(task.path, 3, task.memory_bytes, n_keys=1) as add:
         for part, first in zip(task.group.parts, task.group.firsts, strict=False):
+            done = first
             for hashes in part.hashes(task.column) if first < task.n_alike else ():
-                documents = np.arange(first, first + len(hashes))
-                add(np.column_stack([hashes.view(np.int64), documents])[: max(0, task.n_alike - first)])
-                first += len(hashes)
+                documents = np.arange(done, done + len(hashes))
+                add(np.column_stack([hashes.view(np.int64), documents])[: max(0, task.n_alike - done)])
+                done += len(hashes)
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def find_equal(task: EqualTask) -> None:
     n_equal, head = 0, np.zeros(3, dtype=np.int64)
     is_begun = False
     with sorting(task.path, 1 if task.is_counted else 2, task.memory_bytes // 2) as add:
-        for rows in merged(task.runs, rows_within(task.memory_bytes // 2, 3), task.low, task.high, n_keys=1):
+        for window in merged(task.runs, rows_within(task.memory_bytes // 2, 3), task.low, task.high, n_keys=1):
             # With the first of the last ones before: equal rows may go on from window to window.
-            rows = np.concatenate([head[np.newaxis], rows])
+            rows = np.concatenate([head[np.newaxis], window])
             is_first = np.append(True, (rows[1:, :2] != rows[:-1, :2]).any(axis=1))
             is_first[1] |= not is_begun
             is_begun = True

@@ -80,6 +80,11 @@ class Part:
         return load_array(self.signatures_path)
 
     @property
+    def n_documents(self) -> int:
+        """How many there are."""
+        return len(self.signatures)
+
+    @property
     def n_tokens(self) -> npt.NDArray[np.int64]:
         """Tokens of each document."""
         found: npt.NDArray[np.int64] = read_documents(self, ["n_tokens"])["n_tokens"].to_numpy()

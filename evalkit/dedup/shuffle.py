@@ -13,6 +13,7 @@ import bisect
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,10 +73,10 @@ def sorted_rows(rows: Int64, n_keys: int | None = None) -> Int64:
     """
     if len(rows) < 2:
         return rows
-    ordered: Int64 = shuffle_kernels.radix_sorted(np.ascontiguousarray(rows), n_keys or rows.shape[1])
+    ordered = shuffle_kernels.radix_sorted(np.ascontiguousarray(rows), n_keys or rows.shape[1])
     if not shuffle_kernels.insert_sorted(ordered, _MOVES * len(rows)):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
-    return ordered
+    return np.asarray(ordered)
 
 
 def distinct_rows(ordered: Int64) -> Int64:
@@ -262,7 +263,7 @@ def _bisect(array: Int64, low: int, high: int, row: tuple[int, ...], side: Calla
 def equal_ranges(n: int) -> list[tuple[int, int]]:
     """Cut all 64-bit integers into n equal ranges [low, high), for keys that are hashes."""
     cuts = [_LOWEST + (k << 64) // n for k in range(n + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def ranges_of(runs: Sequence[Path], n_rows: int, high: int = _HIGHEST) -> list[tuple[int, int]]:
@@ -272,7 +273,7 @@ def ranges_of(runs: Sequence[Path], n_rows: int, high: int = _HIGHEST) -> list[t
     samples += [np.array(load_array(path)[stride // 2 :: stride, 0]) for path in runs]
     ordered = np.sort(np.concatenate(samples))
     cuts = [_LOWEST, *np.unique(ordered[64::64]).tolist(), high]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def count_rows(runs: Iterable[Path]) -> int:

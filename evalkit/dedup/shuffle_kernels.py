@@ -50,9 +50,9 @@ def radix_sorted(rows: Any, n_keys: int) -> Any:
             for digit in range(_DIGITS):
                 counts[digit], start = start, start + counts[digit]
             for r in range(n):
-                digit = ((np.uint64(rows[r, column]) - base) >> np.uint64(shift)) & np.uint64(_DIGITS - 1)
-                at = counts[digit]
-                counts[digit] = at + 1
+                which = ((np.uint64(rows[r, column]) - base) >> np.uint64(shift)) & np.uint64(_DIGITS - 1)
+                at = counts[which]
+                counts[which] = at + 1
                 for c in range(k):
                     other[at, c] = rows[r, c]
             rows, other = other, rows
