@@ -10,9 +10,11 @@ _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 _LOCAL: Final = ("file://", "local://")
 
+# Of bounded length each, so that long texts take no longer than they are.
 # `user:password@` before the host; or before anything, when what follows the colon is no port: keys of S3 have slashes.
 _USER: Final = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/\s'\"]*:[^/\s'\"]*@|[^/\s:@'\"]+:(?!\d*(?:[/'\"\s]|$))[^\s'\"@]*@)"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,20}://)"
+    r"(?:[^/\s'\"]{0,500}:[^/\s'\"]{0,500}@|[^/\s:@'\"]{1,500}:(?!\d*(?:[/'\"\s]|$))[^\s'\"@]{0,500}@)"
 )
 
 # Everything after the `?` of a web address; file systems that list have wildcards there.

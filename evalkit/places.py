@@ -140,7 +140,8 @@ class _Session:
 
     def __init__(self, command: str, given: Mapping[str, Any]) -> None:
         self._command, self._given = command, given
-        self._what = json.dumps([command, {k: str(v) for k, v in given.items()}], sort_keys=True)
+        plain = {name: str(value) for name, value in given.items() if not isinstance(value, typer.Context)}
+        self._what = json.dumps([command, plain], sort_keys=True)
         self._results: list[Results] = []
         self._files: list[ResultFile] = []
 

@@ -6,7 +6,8 @@ a table written by pandas, Polars or DuckDB with these columns is as good as one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -293,13 +294,23 @@ def write(path: Path, data: pa.Table, table: TableSchema) -> None:
     Columns of text may be dictionary-encoded, which is written faster; in the file they are columns of text.
     """
     checked = validate(data, table, source=str(path), keep_dictionaries=True)
+    with writing(path, table, checked.schema) as write_some:
+        write_some(checked)
+
+
+@contextlib.contextmanager
+def writing(path: Path, table: TableSchema, schema: pa.Schema | None = None) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that appends valid tables to a Parquet file, which appears whole, with one row group for each.
+
+    That no two rows of different ones have the same key is for the caller to see to.
+    """
     metadata = {_NAME_KEY: table.name, _VERSION_KEY: ".".join(map(str, VERSION))}
     with (
         atomic_path(path) as temporary,
         # Without Arrow's own schema, by which a reader would make dictionaries of them again.
-        pq.ParquetWriter(temporary, checked.schema, compression="zstd", store_schema=False) as writer,
+        pq.ParquetWriter(temporary, schema or table.schema, compression="zstd", store_schema=False) as writer,
     ):
-        writer.write_table(checked)
+        yield writer.write_table
         writer.add_key_value_metadata(metadata)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from evalkit.contamination.parts import ScanTask
 from evalkit.contamination.recorded import NEAR_SUFFIX, load_part
 from evalkit.contamination.scan import ShardRuns
-from evalkit.corpora.objects import fetch, join, listed
+from evalkit.corpora.objects import fetch, join, listing
 from evalkit.errors import InputError
 
 _N_FETCHED: Final = 8
@@ -40,7 +40,7 @@ class PartFiles:
     def look(self) -> None:
         """List what lies at the address now; one listing, however many parts."""
         if self._store is not None:
-            self._sizes = {name: one.size for name, one in listed(self._store).items()}
+            self._sizes = {name: one.size for name, one in listing(self._store)}
 
     def has(self, task: ScanTask) -> bool:
         """Whether a part was scanned, as far as is known since the last look."""

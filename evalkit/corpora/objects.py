@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -47,9 +47,15 @@ def join(folder: str, name: str) -> str:
 
 
 def listed(address: str) -> dict[str, Stored]:
-    """List all files below an address by their names there; a file itself has the empty name.
+    """List all files below an address by their names there; see `listing`."""
+    return dict(listing(address))
 
-    The listing is asked for anew, whatever was listed before. What is not there has no files.
+
+def listing(address: str) -> Iterator[tuple[str, Stored]]:
+    """Yield all files below an address by their names there; a file itself has the empty name.
+
+    The listing is asked for anew, whatever was listed before. What is not there has no files. S3 is asked for a
+    thousand at a time, so that hundreds of thousands do not lie in memory with all that is known of them.
 
     Raises
     ------
@@ -57,10 +63,20 @@ def listed(address: str) -> dict[str, Stored]:
         It cannot be looked at.
     """
     if is_web(address):
-        return _listed_on_the_web(address)
+        yield from _listed_on_the_web(address).items()
+        return
     fs, path = file_system(address)
     path = path.rstrip("/")
+    pages = _pages_of_s3(fs, path) if hasattr(fs, "call_s3") else _found(fs, path)
+    try:
+        for name, info in pages:
+            if not name.endswith("/"):  # object stores have empty objects for folders
+                yield _below(name, path), Stored(int(info.get("size") or 0), _stamp(info))
+    except Exception as error:  # each file system has errors of its own
+        raise _unreadable(address, error) from error
 
+
+def _found(fs: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     def ask() -> dict[str, Any]:
         fs.invalidate_cache()
         try:
@@ -70,15 +86,27 @@ def listed(address: str) -> dict[str, Stored]:
         except FileNotFoundError:
             return {}
 
+    yield from ((name, info) for name, info in patiently(ask).items() if info.get("type") == "file")
+
+
+def _pages_of_s3(fs: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    fs.invalidate_cache()
+    bucket, _, key = path.partition("/")
+    prefix, is_empty = f"{key}/" if key else "", True
+    more: dict[str, str] = {}
     try:
-        found = patiently(ask)
-    except Exception as error:  # each file system has errors of its own
-        raise _unreadable(address, error) from error
-    return {
-        _below(name, path): Stored(int(info.get("size") or 0), _stamp(info))
-        for name, info in found.items()
-        if info.get("type") == "file" and not name.endswith("/")
-    }
+        while True:
+            page = patiently(partial(fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **more))
+            for one in page.get("Contents", ()):
+                is_empty = False
+                yield f"{bucket}/{one['Key']}", {**one, "size": one["Size"]}
+            if not page.get("IsTruncated"):
+                break
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+        if is_empty and key and (info := patiently(partial(fs.info, path)))["type"] == "file":
+            yield path, info
+    except FileNotFoundError:
+        return
 
 
 def _listed_on_the_web(address: str) -> dict[str, Stored]:

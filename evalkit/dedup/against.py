@@ -23,6 +23,7 @@ from evalkit.corpora.shards import AGAINST_RECORD, Shard
 from evalkit.dedup.compare import Estimates
 from evalkit.dedup.dedup import SIGNATURES, DedupSpec, Known, Run, check_target, finished_now
 from evalkit.dedup.lsh import Bands
+from evalkit.dedup.shuffle import MEMORY_BYTES, find_rows, from_bits, merged, rows_within
 from evalkit.engines import Engine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, plain_values, to_json, write_json
@@ -116,6 +117,7 @@ def against(
     id_column: str | None = "id",
     overwrite: bool = False,
     engine: Engine | None = None,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> AgainstResult:
     """Find the documents that are near duplicates of items and write the tables `items`, `matches` and `NEAR`.
 
@@ -123,8 +125,9 @@ def against(
     ----------
     items
         Texts without a word are left out; no two have the same benchmark, hash and field.
-    shards, out, spec, text_column, id_column, overwrite, engine
-        As `dedup` takes them; of the spec, `keep` and `split` do not count.
+    shards, out, spec, text_column, id_column, overwrite, engine, memory_bytes
+        As `dedup` takes them; of the spec, `keep` and `split` do not count. What is found is held in memory, a row for
+        each text of an item and document that is like it.
 
     Raises
     ------
@@ -139,21 +142,18 @@ def against(
         raise SpecError("there is no item, or one twice", where="--against", do="Name each benchmark once")
     begun = time.monotonic()
     spec = spec or DedupSpec()
-    run = Run(shards, out, replace(spec, keep="first", split=True), text_column, id_column, engine)
+    run = Run(shards, out, replace(spec, keep="first", split=True), text_column, id_column, engine, memory_bytes)
     n_corpus_parts = len(run.tasks)
     run.add(_write_items(items, out / SIGNATURES / ITEMS_FILE), "text", None)
     # Documents are not compared with each other.
     run.known = Known(tuple(part.stem.name for part in run.parts[:n_corpus_parts]))
     run.sign()
     n_corpus = run.firsts[n_corpus_parts]
-    exact = run.find_exact(n_corpus)
-    pairs, similarities, _, _ = run.find_pairs(exact)
-    # An item stands behind all documents; two items are nobody's business.
-    wanted = (pairs[:, 0] < n_corpus) & (pairs[:, 1] >= n_corpus)
-    pairs, similarities = pairs[wanted], similarities[wanted]
-    estimates = Estimates(run.parts, run.firsts).measure(pairs)
+    run.find_exact(n_corpus)
+    run.find_pairs()
+    pairs, similarities, estimates = _pairs_of_items(run, n_corpus)
     # What is found of a document goes for all that are equal to it.
-    which, documents = _equals(pairs[:, 0], exact.first_equal[:n_corpus])
+    which, documents = _equals(pairs[:, 0], run.equal, memory_bytes)
     near = _near_table(run, items, documents, pairs[which, 1] - n_corpus, estimates[which], similarities[which])
     tables.write(out / "items.parquet", _items_table(items, near), tables.ITEMS)
     tables.write(out / "matches.parquet", _matches_table(near), tables.MATCHES)
@@ -161,14 +161,14 @@ def against(
         pq.write_table(near.select(_NEAR.names), temporary, compression="zstd")
     n_items = Counter(benchmark for benchmark, _ in {key[:2] for key in keys})
     dirty = Counter(benchmark for benchmark, _ in {(row["benchmark"], row["doc_hash"]) for row in near.to_pylist()})
-    n_empty, n_bad = run.write_bad_rows()
+    run.write_bad_rows()
     result = AgainstResult(
         directory=out,
         spec=spec,
         bands=run.bands,
         n_documents=n_corpus,
-        n_empty=n_empty,
-        n_bad_rows=n_bad,
+        n_empty=run.n_empty,
+        n_bad_rows=run.n_bad,
         n_items={name: n_items[name] for name in dict.fromkeys(item.benchmark for item in items)},
         n_dirty={name: dirty[name] for name in dict.fromkeys(item.benchmark for item in items)},
         n_pairs=len(near),
@@ -202,14 +202,31 @@ def _write_items(items: Sequence[ItemText], path: Path) -> Shard:
     return Shard("", path.absolute(), len(lines))
 
 
-def _equals(representatives: Int64, first_equal: Int64) -> tuple[Int64, Int64]:
-    """For each representative all documents that are equal to it: (place in `representatives`, document)."""
-    order = np.argsort(first_equal, kind="stable")
-    low, high = (np.searchsorted(first_equal[order], representatives, side=side) for side in ("left", "right"))
+def _pairs_of_items(run: Run, n_corpus: int) -> tuple[Int64, Float64, Float64]:
+    """The similar pairs of a document and an item, their similarities, and the estimates of the signatures."""
+    estimates, n_pairs = Estimates(run.signatures, run.memory_bytes // 4), rows_within(run.memory_bytes, 8)
+    found = [(np.empty((0, 3), dtype=np.int64), np.empty(0))]
+    for rows in merged([run.pairs], n_pairs):
+        # An item stands behind all documents; two items are nobody's business.
+        mine = rows[(rows[:, 0] < n_corpus) & (rows[:, 1] >= n_corpus)]
+        found.append((mine, estimates.measure(mine[:, :2])))
+    rows, estimated = (np.concatenate(some) for some in zip(*found, strict=True))
+    return rows[:, :2], from_bits(rows[:, 2]), estimated
+
+
+def _equals(representatives: Int64, equal: Path, memory_bytes: int) -> tuple[Int64, Int64]:
+    """For each representative all equal documents and itself: (place in `representatives`, document)."""
+    distinct = np.unique(representatives)
+    found = [np.column_stack([distinct, distinct])]
+    for rows in merged([equal], rows_within(memory_bytes, 4)):
+        found.append(rows[find_rows(distinct, rows[:, 1])[1]])
+    documents, first = np.concatenate(found).T
+    order = np.lexsort((documents, first))
+    low, high = (np.searchsorted(first[order], representatives, side=side) for side in ("left", "right"))
     n = high - low
     which = np.repeat(np.arange(len(representatives)), n)
     within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-    return which, order[low[which] + within]
+    return which, documents[order[low[which] + within]]
 
 
 def _near_table(

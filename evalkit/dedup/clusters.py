@@ -7,9 +7,11 @@ around the best of what is left, and so on. What is removed is therefore always 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from evalkit.dedup import kernels
+from evalkit.dedup.arrays import load_array, save_array
+from evalkit.dedup.components import connect
+from evalkit.dedup.shuffle import (
+    from_bits,
+    merged,
+    replaced,
+    rows_within,
+    sorting,
+    whole_groups,
+    with_bits,
+    writing_rows,
+)
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -151,3 +165,146 @@ class _Known:
         n_columns = np.bincount(rows, minlength=self._n)
         values = np.concatenate([self._unsorted, self._unsorted])[order]
         return np.append(0, np.cumsum(n_columns)), columns[order], values
+
+
+# --- Tasks ---
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """The similar pairs of all documents, to be sorted by the connected components that they are in.
+
+    Attributes
+    ----------
+    pairs
+        Run: document, document, the bits of their similarity.
+    thresholds
+        Rising; the first is that of the pairs.
+    memory_bytes
+        For the rows.
+    path
+        Run to be written last: least document of the component, document, document, similarity.
+    """
+
+    pairs: Path
+    thresholds: tuple[float, ...]
+    memory_bytes: int
+    path: Path
+
+    @property
+    def counts_path(self) -> Path:
+        """int64[n_thresholds]: for each the documents of its pairs less the components that they form."""
+        return self.path.with_suffix(".counts.npy")
+
+
+def label_pairs(task: LabelTask) -> None:
+    """Find the components, for the highest threshold first; each adds its edges to the forest of the one above."""
+    levels = [task.path.with_suffix(f".level-{k}.npy") for k in range(len(task.thresholds))]
+    labels = task.path.with_suffix(".labels.npy")
+    half = task.memory_bytes // 2
+    pairs, most = [task.pairs], rows_within(half, 8)
+    counts = []
+    try:
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(writing_rows(path, 2, is_passing=True)) for path in levels]
+            for rows in merged(pairs, most):
+                reached = [reaches(from_bits(rows[:, 2]), threshold) for threshold in task.thresholds]
+                level = np.sum(reached, axis=0) - 1
+                for k, write in enumerate(writers):
+                    write(rows[level == k, :2])
+        edges: list[Path] = []
+        for k in reversed(range(len(levels))):
+            counts.append(connect([*edges, levels[k]], labels, task.memory_bytes))
+            # Two names, since the next one is made of this one.
+            forest = task.path.with_suffix(f".forest-{k % 2}.npy")
+            labels.replace(forest)
+            edges = [forest]
+        with sorting(task.path, 4, half) as add:
+            for rows in merged(pairs, most):
+                add(np.column_stack([replaced(edges[0], rows[:, 0]), rows]))
+            save_array(task.counts_path, np.array(counts[::-1]))
+    finally:
+        for path in (*levels, labels, *(task.path.with_suffix(f".forest-{k}.npy") for k in (0, 1))):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ClusterTask:
+    """The components in a range of labels to be made clusters.
+
+    Attributes
+    ----------
+    labelled
+        What `label_pairs` has written.
+    low, high
+        The range.
+    how
+        What measures further pairs.
+    signatures
+        Has the tokens of each document, if the longest of a cluster is kept; None: the first is.
+    threshold, split
+        As `make_clusters` takes them.
+    memory_bytes
+        For the pairs of some components.
+    path
+        Run to be written last: document, kept document, the bits of their similarity.
+    """
+
+    labelled: Path
+    low: int
+    high: int
+    how: Measures
+    signatures: HasTokens | None
+    threshold: float
+    split: bool
+    memory_bytes: int
+    path: Path
+
+    @property
+    def counts_path(self) -> Path:
+        """int64[3]: components, documents of the largest, split ones."""
+        return self.path.with_suffix(".counts.npy")
+
+
+_PAIR_BYTES: Final = 256
+"""Of the arrays of `make_clusters`, for each pair."""
+
+
+def cluster(task: ClusterTask) -> None:
+    """Cluster some components at a time, whole ones."""
+    rows = load_array(task.labelled)
+    start, stop = np.searchsorted(rows[:, 0], [task.low, min(task.high, (1 << 63) - 1)])
+    counts = np.zeros(3, dtype=np.int64)
+    with sorting(task.path, 3, task.memory_bytes // 4) as add:
+        for low, high in whole_groups(rows[start:stop, 0], max(1, task.memory_bytes // _PAIR_BYTES)):
+            some = rows[start + low : start + high]
+            documents, places = np.unique(some[:, 1:3], return_inverse=True)
+            rank = np.arange(len(documents))
+            if task.signatures:
+                rank[np.lexsort((rank, -task.signatures.n_tokens(documents)))] = np.arange(len(documents))
+            found = make_clusters(
+                places.reshape(-1, 2), from_bits(some[:, 3]), rank, task.threshold,
+                lambda pairs, documents=documents: task.how.measure(documents[pairs]),  # type: ignore[misc]
+                split=task.split,
+            )  # fmt: skip
+            add(with_bits(np.column_stack([documents[found.documents], documents[found.kept]]), found.similarities))
+            counts[0] += found.n_components
+            counts[1] = max(counts[1], found.largest_component)
+            counts[2] += found.n_split
+        save_array(task.counts_path, counts)
+
+
+class Measures(Protocol):
+    """What tells the similarities of pairs of documents."""
+
+    def measure(self, pairs: Int64) -> Float64:
+        """Return them, float64[n], for int64[n, 2]."""
+        ...
+
+
+class HasTokens(Protocol):
+    """What tells how many tokens documents have."""
+
+    def n_tokens(self, documents: Int64) -> Int64:
+        """Return them."""
+        ...

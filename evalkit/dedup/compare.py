@@ -2,102 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from evalkit.corpora.readers import read_shard
 from evalkit.dedup import kernels
-from evalkit.dedup.candidates import gather, read_candidates
+from evalkit.dedup.arrays import load_array, save_array, writing
+from evalkit.dedup.candidates import Signatures
 from evalkit.dedup.clusters import reaches
-from evalkit.dedup.parts import Part, SetTask, load_array
-from evalkit.files import atomic_path
+from evalkit.dedup.parts import SignTask
+from evalkit.dedup.shuffle import find_rows, merged, rows_within, with_bits, writing_rows
+from evalkit.errors import InputError
+from evalkit.text.buffers import arrow_buffers
+from evalkit.text.normalise import fold_table
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
-SHINGLES_AT_ONCE: Final = 16_000_000
-"""Shingles of the documents that are compared at a time, as 8 bytes each."""
+MOST_SET_FILES: Final = 1024
+"""Parts are read again several to a file where there are more of them."""
 
-SIGNATURES_AT_ONCE: Final = 200_000
 
-PAIRS: Final = pa.schema([("one", pa.int64()), ("other", pa.int64()), ("similarity", pa.float64())])
+@dataclass(frozen=True)
+class SetTask:
+    """The shingles of some documents of parts that follow each other to be written, for comparing them in full.
+
+    Attributes
+    ----------
+    tasks, firsts
+        What has signed the parts, and the number of the first document of each; one number more at the end.
+    wanted
+        Runs of the wanted documents of all parts.
+    memory_bytes
+        For their numbers.
+    path
+        Run to be written last: document, and the place of its first value in the values, which are beside it.
+    """
+
+    tasks: tuple[SignTask, ...]
+    firsts: tuple[int, ...]
+    wanted: tuple[Path, ...]
+    memory_bytes: int
+    path: Path
+
+    @property
+    def values_path(self) -> Path:
+        """uint64[n]: one sorted set after the other."""
+        return self.path.with_suffix(".values.npy")
+
+
+def write_sets(task: SetTask) -> None:
+    """Read parts again and write the shingles of the wanted documents, batch by batch.
+
+    Raises
+    ------
+    InputError
+        The corpus cannot be read, or has changed since it was signed.
+    """
+    n_values = 0
+    with writing_rows(task.path, 2) as write, writing(task.values_path, "<u8") as write_values:
+        for one, first, stop in zip(task.tasks, task.firsts, task.firsts[1:], strict=False):
+            wanted = _Wanted(task, first, stop)
+            if not wanted.is_any:
+                continue
+            how, done = one.how.shingling, first
+            for batch in read_shard(one.shard, text_column=one.text_column, id_column=one.id_column):
+                which = wanted.up_to(done + len(batch))
+                data, offsets = arrow_buffers(batch.texts)
+                values, bounds = kernels.shingle_sets(
+                    data, offsets, which - done, fold_table().arrays, how.unit == "words", how.size
+                )
+                write_values(values)
+                write(np.column_stack([which, n_values + bounds[:-1]]))
+                n_values += len(values)
+                done += len(batch)
+            if done != stop:
+                raise InputError(
+                    f"the file has {done - first:,} documents now, and had {stop - first:,} when it was signed",
+                    where=str(one.shard.path),
+                    do="Let nobody write to the corpus, and run the command again",
+                )
+        # Where the last one ends.
+        write(np.array([[1 << 62, n_values]]))
+
+
+class _Wanted:
+    """The wanted documents of a part, in their order, as they are asked for."""
+
+    def __init__(self, task: SetTask, first: int, stop: int) -> None:
+        self._windows = merged(task.wanted, rows_within(task.memory_bytes, 1), first, stop, unique=True)
+        self._next = self._window()
+        self.is_any = len(self._next) > 0
+
+    def _window(self) -> Int64:
+        return next((rows[:, 0] for rows in self._windows), np.empty(0, dtype=np.int64))
+
+    def up_to(self, stop: int) -> Int64:
+        """Those below `stop` that were not asked for yet."""
+        found = [np.empty(0, dtype=np.int64)]
+        while len(self._next):
+            n = int(np.searchsorted(self._next, stop))
+            found.append(self._next[:n])
+            self._next = self._next[n:]
+            if len(self._next):
+                break
+            self._next = self._window()
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The shingles of all documents that are in a pair, in the files of their parts.
+    """The shingles of all documents that are in a pair, in files.
 
     Attributes
     ----------
-    tasks
-        What has written them, in the order of the parts.
+    firsts, paths
+        The number of the first document of each file, and one more at the end; what `write_sets` has written.
+    memory_bytes
+        For the sets that are compared at a time, or those of one pair.
     """
 
-    tasks: tuple[SetTask, ...]
-
-    @cached_property
-    def _numbers(self) -> Int64:
-        return np.asarray(load_array(self.tasks[0].wanted))
-
-    @cached_property
-    def _bounds(self) -> list[npt.NDArray[np.int64]]:
-        return [load_array(task.bounds_path) for task in self.tasks]
-
-    @cached_property
-    def _sizes(self) -> Int64:
-        return np.concatenate([np.diff(bounds) for bounds in self._bounds])
+    firsts: tuple[int, ...]
+    paths: tuple[Path, ...]
+    memory_bytes: int
 
     def measure(self, pairs: Int64) -> Float64:
         """Return the Jaccard similarities of pairs of documents, int64[n, 2]."""
-        places = np.searchsorted(self._numbers, pairs)
-        firsts = np.append(0, np.cumsum([len(bounds) - 1 for bounds in self._bounds]))
         found = np.empty(len(pairs))
-        n_values = np.cumsum(self._sizes[places].sum(axis=1))
-        for span in _spans(n_values, SHINGLES_AT_ONCE):
-            documents, among = np.unique(places[span], return_inverse=True)
-            stops = np.cumsum(self._sizes[documents])
+        documents, among = np.unique(pairs, return_inverse=True)
+        among = among.reshape(-1, 2)
+        sizes = np.zeros(len(documents), dtype=np.int64)
+        for mine, path in self._by_file(documents):
+            rows = load_array(path)
+            places, _ = find_rows(rows[:, 0], documents[mine])
+            sizes[mine] = rows[places + 1, 1] - rows[places, 1]
+        for span in _spans(np.cumsum(sizes[among].sum(axis=1)), max(1, self.memory_bytes // 16)):
+            some, within = np.unique(among[span], return_inverse=True)
+            stops = np.cumsum(sizes[some])
+            starts = stops - sizes[some]
             values = np.empty(int(stops[-1]), dtype=np.uint64)
-            cuts = np.searchsorted(documents, firsts)
-            for number, (task, bounds) in enumerate(zip(self.tasks, self._bounds, strict=True)):
-                mine = range(cuts[number], cuts[number + 1])
-                if mine:
-                    of_part = load_array(task.path)
-                    for k in mine:
-                        at = documents[k] - firsts[number]
-                        values[stops[k] - self._sizes[documents[k]] : stops[k]] = of_part[bounds[at] : bounds[at + 1]]
-            starts = stops - self._sizes[documents]
-            found[span] = kernels.jaccard(values, starts, stops, among.reshape(-1, 2))
+            for mine, path in self._by_file(documents[some]):
+                rows, of_file = load_array(path), load_array(path.with_suffix(".values.npy"))
+                places, _ = find_rows(rows[:, 0], documents[some[mine]])
+                for k, begin in zip(range(mine.start, mine.stop), rows[places, 1].tolist(), strict=True):
+                    values[starts[k] : stops[k]] = of_file[begin : begin + stops[k] - starts[k]]
+            found[span] = kernels.jaccard(values, starts, stops, within.reshape(-1, 2))
         return found
+
+    def _by_file(self, documents: Int64) -> Iterator[tuple[slice, Path]]:
+        cuts = np.searchsorted(documents, self.firsts).tolist()
+        for number, path in enumerate(self.paths):
+            if cuts[number] < cuts[number + 1]:
+                yield slice(cuts[number], cuts[number + 1]), path
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """The similarities that the signatures show: the share of their values that agree.
+    """The similarities that the signatures show: the share of their values that agree."""
 
-    Attributes
-    ----------
-    parts, firsts
-        As `CandidateTask` has them.
-    """
-
-    parts: tuple[Part, ...]
-    firsts: tuple[int, ...]
+    signatures: Signatures
+    memory_bytes: int
 
     def measure(self, pairs: Int64) -> Float64:
         """Return the estimates for pairs of documents, int64[n, 2]."""
-        found = np.empty(len(pairs))
-        for span in _spans(2 * np.arange(1, len(pairs) + 1), SIGNATURES_AT_ONCE):
+        found, n_values = np.empty(len(pairs)), self.signatures.n_values
+        for span in _spans(2 * np.arange(1, len(pairs) + 1), max(2, self.memory_bytes // (8 * n_values))):
             documents, among = np.unique(pairs[span], return_inverse=True)
-            signatures = gather(self.parts, self.firsts, documents)
-            found[span] = kernels.count_equal_pairs(signatures, among.reshape(-1, 2)) / signatures.shape[1]
+            values = self.signatures.gather(documents)
+            found[span] = kernels.count_equal_pairs(values, among.reshape(-1, 2)) / n_values
         return found
 
 
@@ -118,15 +195,17 @@ class CompareTask:
     Attributes
     ----------
     candidates
-        Files of `find_candidates`.
+        Runs of `find_candidates`.
     low, high
         The range.
     how
         What compares.
     threshold
         Pairs that reach it are written.
+    memory_bytes
+        For the pairs.
     path
-        File to be written, a table of `PAIRS`; its metadata has the number of different candidates.
+        Run to be written last: document, document, the bits of their similarity.
     """
 
     candidates: tuple[Path, ...]
@@ -134,53 +213,23 @@ class CompareTask:
     high: int
     how: Sets | Estimates
     threshold: float
+    memory_bytes: int
     path: Path
+
+    @property
+    def counts_path(self) -> Path:
+        """int64[1]: the number of different candidates."""
+        return self.path.with_suffix(".counts.npy")
 
 
 def compare(task: CompareTask) -> None:
     """Compare the candidates of a range, each pair once, and write those that are similar."""
-    pairs = pairs_in_range(task.candidates, task.low, task.high)
-    similarities = task.how.measure(pairs)
-    similar = reaches(similarities, task.threshold)
-    table = pa.table([*pairs[similar].T, similarities[similar]], schema=PAIRS)
-    with atomic_path(task.path) as temporary:
-        pq.write_table(table.replace_schema_metadata({"n_candidates": str(len(pairs))}), temporary)
-
-
-def pairs_in_range(candidates: Sequence[Path], low: int, high: int) -> Int64:
-    """Return the different pairs, int64[n, 2] and sorted, whose first document is in a range."""
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for path in candidates:
-        rows, _ = read_candidates(path)
-        found.append(rows[slice(*np.searchsorted(rows[:, 0], [low, high])), :2])
-    rows = np.concatenate(found)
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    return rows[np.append(True, (rows[1:] != rows[:-1]).any(axis=1))] if len(rows) else rows
-
-
-def ranges_of(candidates: Sequence[Path], n_documents: int, n_pairs: int) -> list[tuple[int, int]]:
-    """Cut the documents into ranges that begin about `n_pairs` pairs each, found several times or not."""
-    bin_size = max(1, -(-n_documents // 65536))
-    counts = np.zeros(-(-n_documents // bin_size), dtype=np.int64)
-    for path in candidates:
-        rows, _ = read_candidates(path)
-        counts += np.bincount(rows[:, 0] // bin_size, minlength=len(counts))
-    numbers = np.cumsum(counts) // max(1, n_pairs)
-    cuts = [0, *((np.flatnonzero(np.diff(numbers)) + 1) * bin_size).tolist(), n_documents]
-    return [(low, high) for low, high in pairwise(cuts) if high > low]
-
-
-def wanted_documents(candidates: Sequence[Path], n_documents: int) -> Int64:
-    """Return the documents that are in a pair, rising."""
-    is_wanted = np.zeros(n_documents, dtype=bool)
-    for path in candidates:
-        rows, _ = read_candidates(path)
-        is_wanted[rows[:, 0]] = True
-        is_wanted[rows[:, 1]] = True
-    return np.flatnonzero(is_wanted)
-
-
-def read_pairs(path: Path) -> tuple[pa.Table, int]:
-    """Return the similar pairs of a range, and the number of candidates that were compared."""
-    table = pq.read_table(path)
-    return table, int(table.schema.metadata[b"n_candidates"])
+    n = 0
+    with writing_rows(task.path, 3) as write:
+        most = rows_within(task.memory_bytes // 2, 6)
+        for pairs in merged(task.candidates, most, task.low, task.high, unique=True):
+            similarities = task.how.measure(pairs)
+            similar = reaches(similarities, task.threshold)
+            write(with_bits(pairs[similar], similarities[similar]))
+            n += len(pairs)
+        save_array(task.counts_path, np.array([n]))

@@ -7,8 +7,8 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -18,51 +18,53 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from evalkit import tables
 from evalkit.corpora.shards import AUDIT_RECORD, DEDUP_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
+from evalkit.dedup.arrays import load_array, save_array
+from evalkit.dedup.assemble import AssembleTask, assemble
 from evalkit.dedup.candidates import (
-    PARTITION_DOCUMENTS,
-    CandidateTask,
-    Exact,
-    find_candidates,
-    find_exact,
-    least_equal,
-    read_candidates,
-)
-from evalkit.dedup.clusters import Clusters, make_clusters, reaches
-from evalkit.dedup.compare import (
-    PAIRS,
-    CompareTask,
-    Estimates,
-    Sets,
-    compare,
-    ranges_of,
-    read_pairs,
-    wanted_documents,
-)
-from evalkit.dedup.lsh import FALSE_NEGATIVE_WEIGHT, Bands, choose_bands
-from evalkit.dedup.parts import (
     BandTask,
-    Part,
-    SetTask,
-    SignTask,
-    read_counts,
-    read_documents,
-    save_array,
-    sign_part,
-    sort_bands,
-    write_sets,
+    BucketTask,
+    CandidateTask,
+    PackTask,
+    Signatures,
+    documents_within,
+    find_buckets,
+    find_candidates,
+    least_equal,
+    pack,
+    sort_keys,
 )
+from evalkit.dedup.clusters import ClusterTask, LabelTask, cluster, label_pairs
+from evalkit.dedup.compare import MOST_SET_FILES, CompareTask, Estimates, Sets, SetTask, compare, write_sets
+from evalkit.dedup.exact import EqualTask, Group, HashTask, find_equal, sort_hashes
+from evalkit.dedup.lsh import FALSE_NEGATIVE_WEIGHT, Bands, choose_bands
+from evalkit.dedup.parts import Part, SignTask, read_documents, sign_part
 from evalkit.dedup.shingles import Shingling
+from evalkit.dedup.shuffle import (
+    FAN_IN,
+    MEMORY_BYTES,
+    MergeTask,
+    count_rows,
+    equal_ranges,
+    from_bits,
+    merge_runs,
+    merged,
+    ranges_of,
+    replaced,
+    rows_within,
+    sorting,
+    write_rows,
+)
 from evalkit.dedup.signatures import MinHashing
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
-from evalkit.files import atomic_path, plain_values, to_json, write_json, write_text
+from evalkit.files import atomic_path, plain_values, to_json, write_json
 from evalkit.progress import progress_bar, say
+
+Int64 = npt.NDArray[np.int64]
 
 RECORD: Final = DEDUP_RECORD
 """What says that a deduplication is complete."""
@@ -84,8 +86,19 @@ ALONE_BYTES: Final = 128 << 20
 LARGEST: Final = 10
 """So many of the largest clusters are named."""
 
-COMPARED_PAIRS: Final = 2_000_000
-"""About so many candidates are in memory at a time."""
+COUNTED_PARTS: Final = 256
+"""Parts whose counts one task reads."""
+
+AT_ONCE: Final = 64
+"""At least so many tasks are asked for at a time, where there are so many: so that no worker waits for long."""
+
+LEAST_KEYS: Final = 1 << 20
+"""Bands of few documents are worked on together, until they have so many keys."""
+
+ROW_GROUP: Final = 1 << 20
+"""Rows of the tables that are written, and in memory, at a time."""
+
+PAIRS: Final = pa.schema([("one", pa.int64()), ("other", pa.int64()), ("similarity", pa.float64())])
 
 Keep = Literal["first", "longest"]
 
@@ -225,6 +238,7 @@ def dedup(
     id_column: str | None = "id",
     overwrite: bool = False,
     engine: Engine | None = None,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> DedupResult:
     """Find the exact and near duplicates of a corpus and write the directory `out`.
 
@@ -248,6 +262,8 @@ def dedup(
     engine
         Where the work is done; by default in this machine's processes, or for a small corpus in this one. The result
         does not depend on it.
+    memory_bytes
+        For the arrays of each worker, and of this process, beside the interpreter; the result does not depend on it.
 
     Raises
     ------
@@ -258,17 +274,17 @@ def dedup(
     """
     begun = time.monotonic()
     spec = spec or DedupSpec()
-    run = Run(shards, out, spec, text_column, id_column, engine)
+    run = Run(shards, out, spec, text_column, id_column, engine, memory_bytes)
     if not overwrite and run.is_finished():
         say(f"{out}: this deduplication is complete, and its result is taken")
         return read_result(out)
     check_target(out, RECORD, overwrite=overwrite)
     run.known = Known.load(out, run.parts, spec)
     run.sign()
-    exact = run.find_exact()
-    pairs, similarities, n_candidates, n_large = run.find_pairs(exact)
-    clusters = make_clusters(pairs, similarities, run.rank(), spec.threshold, run.measure, split=spec.split)
-    return run.finish(exact, pairs, similarities, clusters, n_candidates, n_large, begun)
+    n_same_text = run.find_exact()
+    n_candidates, n_large = run.find_pairs()
+    run.make_clusters()
+    return run.finish(n_same_text, n_candidates, n_large, begun)
 
 
 def read_result(directory: Path) -> DedupResult:
@@ -357,7 +373,11 @@ _T = TypeVar("_T", bound=_Task)
 
 
 class Run:
-    """One deduplication under way: the parts, what is known of them, and the files in between."""
+    """One deduplication under way: the parts, what is known of them, and the files in between.
+
+    A step is a number of tasks, each of which writes a file; when all are there, what only this step needs is removed.
+    This process holds a few numbers for each part and task, but nothing for each document or pair.
+    """
 
     def __init__(
         self,
@@ -367,14 +387,17 @@ class Run:
         text_column: str | Sequence[str],
         id_column: str | None,
         engine: Engine | None,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self.out, self.spec = out, spec
+        self.out, self.spec, self.memory_bytes = out, spec, memory_bytes
         self.engine = engine_for(shards, engine)
         self.tasks: list[SignTask] = []
         for shard in sorted(shards, key=lambda shard: str(shard.path)):
             self.add(shard, text_column, id_column)
         self.bands = spec.chosen_bands
         self.firsts: tuple[int, ...] = ()
+        self.n_lines: tuple[int, ...] = ()
+        self.n_empty = self.n_bad = 0
         self.known = Known()
 
     def add(self, shard: Shard, text_column: str | Sequence[str], id_column: str | None) -> None:
@@ -391,18 +414,18 @@ class Run:
     @cached_property
     def work(self) -> Path:
         """Folder of what is needed to go on after a kill; what another kind of call has left would not fit this one."""
-        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems]
+        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems, self.memory_bytes]
         return self.out / WORK / _MINE / hashlib.sha256(to_json(what)).hexdigest()[:16]
 
     @property
-    def wanted(self) -> Path:
-        """File with the numbers of the documents that are in a pair."""
-        return self.work / "wanted.npy"
+    def equal(self) -> Path:
+        """Run: document, the first one that is equal, for all others than this itself."""
+        return self.work / "equal.npy"
 
     @property
-    def representatives(self) -> Path:
-        """File that says which documents take part."""
-        return self.work / "representatives.npy"
+    def pairs(self) -> Path:
+        """Run: document, document, the bits of their similarity, for all similar pairs."""
+        return self.work / "pairs.npy"
 
     @property
     def n_documents(self) -> int:
@@ -416,137 +439,266 @@ class Run:
         return record is not None and [record.get("parts"), record.get("spec")] == mine
 
     def sign(self) -> None:
-        """Sign the parts that are not signed, and sort their band keys."""
+        """Sign the parts that are not signed, and count their documents."""
         left = [task for task, part in zip(self.tasks, self.parts, strict=True) if not part.is_signed]
         if 0 < len(left) < len(self.tasks):
             say(f"{len(self.tasks) - len(left)} of {len(self.tasks)} parts were signed before and are kept")
         self._all("signing", sign_part, left)
-        sizes = [len(part.signatures) for part in self.parts]
-        self.firsts = tuple(np.append(0, np.cumsum(sizes, dtype=np.int64)).tolist())
-        self._missing("sorting band keys", sort_bands, [BandTask(part, self.bands) for part in self.parts])
+        some = [self.parts[k : k + COUNTED_PARTS] for k in range(0, len(self.parts), COUNTED_PARTS)]
+        found = dict(self.engine.map(count_part, some))
+        counts = np.array([row for k in range(len(some)) for row in found[k]], dtype=np.int64).reshape(-1, 4)
+        self.firsts = tuple(np.append(0, np.cumsum(counts[:, 0])).tolist())
+        self.n_lines = tuple(counts[:, 1].tolist())
+        self.n_empty, self.n_bad = counts[:, 2:].sum(axis=0).tolist()
 
-    def find_exact(self, n_alike: int | None = None) -> Exact:
-        """Find equal texts among the first `n_alike` documents, or all.
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The parts, some together: of no more documents than fit into the memory, or one part."""
+        most, cuts = documents_within(self.memory_bytes, self.bands), [0]
+        for k in range(1, len(self.parts)):
+            if self.firsts[k + 1] - self.firsts[cuts[-1]] > most:
+                cuts.append(k)
+        ends = [*cuts[1:], len(self.parts)]
+        return tuple(
+            Group(number, self.parts[a:b], self.firsts[a : b + 1])
+            for number, (a, b) in enumerate(zip(cuts, ends, strict=True))
+            if a < b
+        )
+
+    @cached_property
+    def _band_sets(self) -> tuple[tuple[int, ...], ...]:
+        """The bands; of a small corpus, several of them together, for fewer files."""
+        most = min(LEAST_KEYS, rows_within(self.memory_bytes // 2, 2))
+        n = max(1, most // max(1, self.n_documents))
+        return tuple(tuple(range(k, min(k + n, self.bands.n_bands))) for k in range(0, self.bands.n_bands, n))
+
+    def _n_partitions(self, n_columns: int) -> int:
+        """Ranges of hashes of all documents of which each fits into the memory."""
+        return max(1, -(-self.n_documents // rows_within(self.memory_bytes // 2, n_columns)))
+
+    # --- Steps ---
+
+    def find_exact(self, n_alike: int | None = None) -> int:
+        """Find equal texts among the first `n_alike` documents, or all; return how many are equal as written.
 
         Of each the first takes part in what follows, with all other documents; but texts without shingles do not.
         """
-        exact = find_exact(self.parts, n_alike)
-        takes_part = (exact.first_equal == np.arange(self.n_documents)) & (self.n_tokens > 0)
-        save_array(self.representatives, takes_part)
-        return exact
+        n_alike = self.n_documents if n_alike is None else n_alike
+        counts_path = self.work / "equal-counts.npy"
+        if not counts_path.exists():
+            found: dict[str, tuple[Path, ...]] = {}
+            for column in ("raw_hash", "text_hash"):
+                hash_tasks = [
+                    HashTask(group, column, n_alike, self.memory_bytes, self.work / f"{column}-{group.number}.npy")
+                    for group in self.groups
+                ]
+                equal_tasks = [
+                    EqualTask((), low, high, self.memory_bytes, column == "raw_hash",
+                              self.work / f"equal-{column}-{number}.npy")
+                    for number, (low, high) in enumerate(equal_ranges(self._n_partitions(3)))
+                ]  # fmt: skip
+                if not all(_is_done(task) for task in equal_tasks):
+                    self._missing("sorting texts", sort_hashes, hash_tasks)
+                    runs = self._fewer([task.path for task in hash_tasks], 3)
+                    self._missing("finding equal texts", find_equal, [replace(one, runs=runs) for one in equal_tasks])
+                self._remove(f"{column}-*.npy")
+                found[column] = tuple(task.path for task in equal_tasks)
+            self._one(found["text_hash"], 2, self.equal)
+            n_same_text = sum(int(load_array(path)[0, 0]) for path in found["raw_hash"])
+            save_array(counts_path, np.array([n_same_text]))
+        self._remove("equal-*_hash-*.npy")
+        return int(load_array(counts_path)[0])
+
+    def find_pairs(self) -> tuple[int, int]:
+        """Find the similar pairs; return how many were compared, and how many large buckets there are."""
+        counts_path = self.work / "pairs-counts.npy"
+        if not counts_path.exists():
+            spec = self.spec
+            known = KnownTask(
+                self.known, self.parts if self.known.path else (), self.firsts, self.equal, self.memory_bytes,
+                self.work / "known-documents.npy", self.work / "known.npy",
+            )  # fmt: skip
+            self._missing("taking known pairs", take_known, [known])
+            candidates, documents, n_large = self._find_candidates(known)
+            self.how: Sets | Estimates = Estimates(self.signatures, self.memory_bytes // 4)
+            if spec.verify:
+                set_tasks = self._set_tasks((*documents, known.documents))
+                self._missing("reading candidates again", write_sets, set_tasks)
+                self.how = self._sets(set_tasks)
+            compare_tasks = [
+                CompareTask(candidates, low, high, self.how, spec.threshold, self.memory_bytes // 2,
+                            self.work / f"compared-{number}.npy")
+                for number, (low, high) in enumerate(ranges_of(candidates, rows_within(self.memory_bytes, 12)))
+            ]  # fmt: skip
+            self._missing("comparing", compare, compare_tasks)
+            n_compared = sum(int(load_array(task.counts_path)[0]) for task in compare_tasks)
+            self._one((*(task.path for task in compare_tasks), known.path), 3, self.pairs, unique=True)
+            save_array(counts_path, np.array([n_compared, n_large]))
+        elif self.spec.verify:
+            self.how = self._sets(self._set_tasks(()))
+        else:
+            self.how = Estimates(self.signatures, self.memory_bytes // 4)
+        self._remove("candidates-*.npy", "candidate-documents-*.npy", "compared-*.npy", "fewer-*.npy")
+        n_compared, n_large = load_array(counts_path).tolist()
+        return n_compared, n_large
 
     @property
-    def n_tokens(self) -> npt.NDArray[np.int64]:
-        """Tokens of each document."""
-        found = [read_documents(part, ["n_tokens"])["n_tokens"].to_numpy() for part in self.parts]
-        return np.concatenate([np.empty(0, dtype=np.int64), *found])
+    def signatures(self) -> Signatures:
+        """The signatures of the documents that share a band with another one."""
+        firsts = (*(group.firsts[0] for group in self.groups), self.n_documents)
+        packs = tuple(self.work / f"pack-{group.number}.npy" for group in self.groups)
+        return Signatures(firsts, packs, self.spec.how.num_perm)
 
-    def rank(self) -> npt.NDArray[np.int64]:
-        """Which document of a cluster is kept: that of the lowest number."""
-        numbers = np.arange(self.n_documents)
-        if self.spec.keep == "first":
-            return numbers
-        rank = np.empty_like(numbers)
-        rank[np.lexsort((numbers, -self.n_tokens))] = numbers
-        return rank
-
-    def find_pairs(self, exact: Exact) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, int]:
-        """Return the similar pairs, their similarities, and how many were compared; and how many large buckets."""
-        spec, n_partitions = self.spec, max(1, -(-self.n_documents // PARTITION_DOCUMENTS))
-        candidate_tasks = [
-            CandidateTask(
-                self.parts, self.firsts, self.bands, band, partition, n_partitions,
-                least_equal(spec.threshold, spec.how.num_perm, verify=spec.verify), self.representatives,
-                tuple(part.stem.name in self.known.stems for part in self.parts),
-                self.work / f"candidates-{band}-{partition}.npy",
-            )
-            for band in range(self.bands.n_bands)
-            for partition in range(n_partitions)
+    def _find_buckets(self, known: KnownTask) -> list[Path]:
+        """Find the documents that share a band, and lay their signatures together."""
+        done = self.work / "buckets-done.npy"
+        n_sets, ranges = len(self._band_sets), equal_ranges(self._n_partitions(2))
+        runs = [[self.work / f"band-{k}-{group.number}.npy" for group in self.groups] for k in range(n_sets)]
+        bucket_tasks = [
+            [
+                BucketTask((), low, high, self.memory_bytes, self.work / f"bucket-documents-{band}-{number}.npy",
+                           self.work / f"buckets-{band}-{number}.npy")
+                for number, (low, high) in enumerate(ranges)
+            ]
+            for band in range(n_sets)
         ]  # fmt: skip
-        self._missing("finding candidates", find_candidates, candidate_tasks)
-        candidates = tuple(task.path for task in candidate_tasks)
-        n_large = sum(read_candidates(path)[1] for path in candidates)
-        old_pairs, old_similarities = self.known.pairs(self.parts, self.firsts, exact.first_equal)
-        wanted = np.union1d(wanted_documents(candidates, self.n_documents), old_pairs)
-        save_array(self.wanted, wanted)
-        how: Sets | Estimates = Estimates(self.parts, self.firsts)
-        if spec.verify:
-            how = Sets(tuple(self._set_tasks()))
-            self._missing("reading candidates again", write_sets, how.tasks)
-        compare_tasks = [
-            CompareTask(candidates, low, high, how, spec.threshold, self.work / f"pairs-{low}-{high}.parquet")
-            for low, high in ranges_of(candidates, self.n_documents, COMPARED_PAIRS)
-        ]
-        self._missing("comparing", compare, compare_tasks)
-        found = [read_pairs(task.path) for task in compare_tasks]
-        table = pa.concat_tables([PAIRS.empty_table(), *(one.replace_schema_metadata(None) for one, _ in found)])
-        pairs = np.concatenate([np.column_stack([table["one"].to_numpy(), table["other"].to_numpy()]), old_pairs])
-        similarities = np.concatenate([table["similarity"].to_numpy(), old_similarities])
-        pairs, first = np.unique(pairs.astype(np.int64), axis=0, return_index=True)
-        self.how = how
-        return pairs, similarities[first], sum(n for _, n in found), n_large
+        if not done.exists():
+            if not all(_is_done(task) for tasks in bucket_tasks for task in tasks):
+                band_tasks = [
+                    BandTask(group, self.bands, self._band_sets, self.equal, self.memory_bytes, tuple(one[group.number] for one in runs),
+                             self.work / f"band-done-{group.number}.npy")
+                    for group in self.groups
+                ]  # fmt: skip
+                self._missing("sorting band keys", sort_keys, band_tasks)
+                at_once = max(1, AT_ONCE // len(ranges))
+                for first in range(0, n_sets, at_once):
+                    some = range(first, min(first + at_once, n_sets))
+                    left = [task for band in some for task in bucket_tasks[band] if not _is_done(task)]
+                    fewer = {band: self._fewer(runs[band], 2) for band in some} if left else {}
+                    tasks = [
+                        replace(task, runs=fewer[band])
+                        for band in some for task in bucket_tasks[band] if not _is_done(task)
+                    ]  # fmt: skip
+                    self._missing("finding shared bands", find_buckets, tasks)
+                    for band in some:
+                        self._remove(f"band-{band}-*.npy")
+            wanted = self._fewer([task.documents for tasks in bucket_tasks for task in tasks], 1, unique=True)
+            pack_tasks = [
+                PackTask(group, (*wanted, known.documents), self.spec.how.num_perm, self.memory_bytes // 4, path)
+                for group, path in zip(self.groups, self.signatures.packs, strict=True)
+            ]
+            self._missing("packing signatures", pack, pack_tasks)
+            save_array(done, np.empty(0, dtype=np.int64))
+        self._remove("band-*.npy", "bucket-documents-*.npy", "fewer-*.npy")
+        return [task.path for tasks in bucket_tasks for task in tasks]
 
-    def measure(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Compare further pairs of the documents that are in one."""
-        return self.how.measure(pairs)
+    def _find_candidates(self, known: KnownTask) -> tuple[tuple[Path, ...], tuple[Path, ...], int]:
+        """Find the pairs that are worth comparing: their runs, those of their documents, and the large buckets."""
+        spec, parts = self.spec, self.work / "parts.npy"
+        done = self.work / "candidates-done.npy"
+        names = [f"{band}-{number}" for band in range(len(self._band_sets)) for number in range(self._n_partitions(2))]
+        paths, documents = (
+            [self.work / f"{kind}-{name}.npy" for name in names] for kind in ("candidates", "candidate-documents")
+        )
+        if not done.exists():
+            buckets = self._find_buckets(known)
+            is_old = [part.stem.name in self.known.stem_set for part in self.parts]
+            write_rows(parts, np.column_stack([self.firsts[:-1], is_old]).astype(np.int64).reshape(-1, 2))
+            least = least_equal(spec.threshold, spec.how.num_perm, verify=spec.verify)
+            tasks = [
+                CandidateTask(bucket, self.signatures, least, parts, self.memory_bytes, more, path)
+                for bucket, more, path in zip(buckets, documents, paths, strict=True)
+            ]
+            self._missing("finding candidates", find_candidates, tasks)
+            save_array(done, np.array([sum(int(load_array(task.counts_path)[0]) for task in tasks)]))
+        self._remove("buckets-[0-9]*.npy", "candidates-*.counts.npy")
+        fewer = self._fewer(paths, 2, unique=True), self._fewer(documents, 1, unique=True)
+        return *fewer, int(load_array(done)[0])
 
-    def _set_tasks(self) -> list[SetTask]:
+    def _set_tasks(self, wanted: tuple[Path, ...]) -> list[SetTask]:
+        n = -(-len(self.tasks) // MOST_SET_FILES)
         return [
-            SetTask(task, self.wanted, first, stop - first, self.work / f"sets-{part.stem.name}.npy")
-            for task, part, first, stop in zip(self.tasks, self.parts, self.firsts, self.firsts[1:], strict=False)
-        ]
+            SetTask(tuple(self.tasks[k : k + n]), self.firsts[k : k + n + 1], wanted, self.memory_bytes // 4,
+                    self.work / f"sets-{k}.npy")
+            for k in range(0, len(self.tasks), n)
+        ]  # fmt: skip
 
-    def finish(
-        self,
-        exact: Exact,
-        pairs: npt.NDArray[np.int64],
-        similarities: npt.NDArray[np.float64],
-        clusters: Clusters,
-        n_candidates: int,
-        n_large: int,
-        begun: float,
-    ) -> DedupResult:
+    def _sets(self, tasks: Sequence[SetTask]) -> Sets:
+        firsts = (*(task.firsts[0] for task in tasks), self.n_documents)
+        return Sets(firsts, tuple(task.path for task in tasks), self.memory_bytes // 2)
+
+    def make_clusters(self) -> None:
+        """Cluster the documents by their similar pairs, and put equal ones to them."""
+        if not self._assembling.path.exists():
+            self._missing("connecting pairs", label_pairs, [self._labelling])
+            cluster_tasks = self._cluster_tasks()
+            self._missing("clustering", cluster, cluster_tasks)
+            counts = np.array([load_array(task.counts_path) for task in cluster_tasks]).reshape(-1, 3)
+            totals = [counts[:, 0].sum(), counts[:, 1].max(initial=0), counts[:, 2].sum()]
+            save_array(self.work / "cluster-counts.npy", np.array(totals, dtype=np.int64))
+            self._one([task.path for task in cluster_tasks], 3, self._assembling.clusters)
+            self._missing("numbering clusters", assemble, [self._assembling])
+
+    @property
+    def _thresholds(self) -> tuple[float, ...]:
+        steps = np.round(np.arange(0.05, 1.001, 0.05), 2).tolist()
+        return tuple(sorted({self.spec.threshold, *(one for one in steps if one > self.spec.threshold)}))
+
+    @property
+    def _labelling(self) -> LabelTask:
+        return LabelTask(self.pairs, self._thresholds, self.memory_bytes, self.work / "labelled.npy")
+
+    def _cluster_tasks(self) -> list[ClusterTask]:
+        spec, labelled = self.spec, self._labelling.path
+        n_tokens = self.signatures if spec.keep == "longest" else None
+        return [
+            ClusterTask(labelled, low, high, self.how, n_tokens, spec.threshold, spec.split, self.memory_bytes,
+                        self.work / f"clustered-{number}.npy")
+            for number, (low, high) in enumerate(ranges_of([labelled], rows_within(self.memory_bytes, 32)))
+        ]  # fmt: skip
+
+    @property
+    def _assembling(self) -> AssembleTask:
+        return AssembleTask(
+            self.work / "clusters.npy", self.equal, LARGEST, self.memory_bytes, self.work / "members.npy"
+        )  # fmt: skip
+
+    # --- Results ---
+
+    def finish(self, n_same_text: int, n_candidates: int, n_large: int, begun: float) -> DedupResult:
         """Write the tables and the record."""
-        numbers = np.arange(self.n_documents)
-        kept, similarity = numbers.copy(), np.ones(self.n_documents)
-        kept[clusters.documents], similarity[clusters.documents] = clusters.kept, clusters.similarities
-        # An equal document is as similar as the one that took part in its place.
-        kept, similarity = kept[exact.first_equal], similarity[exact.first_equal]
-        members = np.flatnonzero(np.bincount(kept, minlength=self.n_documents)[kept] > 1)
-        table = self._table(members, kept, similarity)
-        tables.write(self.out / CLUSTERS, table, tables.CLUSTERS)
-        with atomic_path(self.out / PAIRS_FILE) as temporary:
-            pq.write_table(pa.table([*pairs.T, similarities], schema=PAIRS), temporary, compression="zstd")
-        is_removed = kept != numbers
-        by_part = [(int(is_removed[a:b].sum()), b - a) for a, b in zip(self.firsts, self.firsts[1:], strict=False)]
+        n_removed_of = self._write_clusters()
+        self._write_pairs()
         removed, there = Counter[str](), Counter[str]()
-        for task, (n_removed, n) in zip(self.tasks, by_part, strict=True):
+        for task, n_removed, first, stop in zip(self.tasks, n_removed_of, self.firsts, self.firsts[1:], strict=False):
             removed[task.shard.corpus] += n_removed
-            there[task.shard.corpus] += n
-        sizes = np.unique(np.unique(kept[members], return_counts=True)[1], return_counts=True)
-        n_equal = int((exact.first_equal != numbers).sum())
-        n_empty, n_bad = self.write_bad_rows()
+            there[task.shard.corpus] += stop - first
+        n_equal = count_rows([self.equal])
+        self.write_bad_rows()
+        told = orjson.loads(self._assembling.counts_path.read_bytes())
+        _, largest_group, n_split = load_array(self.work / "cluster-counts.npy").tolist()
+        by_threshold = load_array(self._labelling.counts_path).tolist()
         result = DedupResult(
             directory=self.out,
             spec=self.spec,
             bands=self.bands,
             n_documents=self.n_documents,
-            n_empty=n_empty,
-            n_bad_rows=n_bad,
-            n_same_text=int(exact.is_same_raw.sum()),
+            n_empty=self.n_empty,
+            n_bad_rows=self.n_bad,
+            n_same_text=n_same_text,
             n_same_normalised=n_equal,
             n_candidates=n_candidates,
-            n_pairs=len(pairs),
-            n_clusters=len(np.unique(kept[members])),
-            n_removed=int(is_removed.sum()),
-            cluster_sizes=dict(zip(*(one.tolist() for one in sizes), strict=True)),
-            largest=_largest(table),
-            largest_group=clusters.largest_component,
-            n_split_groups=clusters.n_split,
+            n_pairs=count_rows([self.pairs]),
+            n_clusters=sum(n for _, n in told["sizes"]),
+            n_removed=sum(n_removed_of),
+            cluster_sizes={size: n for size, n in told["sizes"]},
+            largest=self._largest(told["largest"]),
+            largest_group=largest_group,
+            n_split_groups=n_split,
             n_large_buckets=n_large,
             removed_by_corpus=dict(removed),
             documents_by_corpus=dict(there),
-            removed_at=_removed_at(self.spec.threshold, pairs, similarities, n_equal),
+            removed_at=[(t, n_equal + n) for t, n in zip(self._thresholds, by_threshold, strict=True)],
             seconds=time.monotonic() - begun,
         )
         self._write_record(result)
@@ -557,57 +709,70 @@ class Run:
         """Remove what only a run under way needs."""
         remove_work(self.out / WORK / _MINE)
 
-    def _table(
-        self, members: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]
-    ) -> pa.Table:
-        """The `clusters` table: clusters are numbered as their first documents stand in the corpus."""
-        heads, first, cluster = np.unique(kept[members], return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        number = np.empty(len(heads), dtype=np.int64)
-        number[order] = np.arange(len(heads))
-        is_kept = kept[members] == members
-        described = self.describe(members)
-        return tables.from_columns(
-            tables.CLUSTERS,
-            {
-                **{name: described[name].combine_chunks() for name in described.column_names},
-                "cluster_id": number[cluster],
-                "keep": is_kept,
-                "similarity": pa.array(similarity[members], mask=is_kept),
-            },
-        )
+    def _write_clusters(self) -> list[int]:
+        """Write the `clusters` table, in the order of the documents; return how many are removed of each part."""
+        n_removed = np.zeros(len(self.parts) + 1, dtype=np.int64)
+        most = min(ROW_GROUP, rows_within(self.memory_bytes, 32))
+        with tables.writing(self.out / CLUSTERS, tables.CLUSTERS) as write:
+            for rows in merged([self._assembling.path], most):
+                is_kept = rows[:, 2].astype(bool)
+                described = self.describe(rows[:, 0])
+                columns = {name: described[name].combine_chunks() for name in described.column_names}
+                similarity = pa.array(from_bits(rows[:, 3]), mask=is_kept)
+                columns |= {"cluster_id": rows[:, 1], "keep": is_kept, "similarity": similarity}
+                write(tables.from_columns(tables.CLUSTERS, columns))
+                part_of = np.searchsorted(self.firsts, rows[~is_kept, 0], side="right") - 1
+                n_removed += np.bincount(part_of, minlength=len(n_removed))
+        return [int(n) for n in n_removed[:-1]]
 
-    def describe(self, documents: npt.NDArray[np.int64], more: Sequence[str] = ()) -> pa.Table:
+    def _write_pairs(self) -> None:
+        with (
+            atomic_path(self.out / PAIRS_FILE) as temporary,
+            pq.ParquetWriter(temporary, PAIRS, compression="zstd") as writer,
+        ):
+            for rows in merged([self.pairs], min(ROW_GROUP, rows_within(self.memory_bytes, 6))):
+                writer.write_table(pa.table([rows[:, 0], rows[:, 1], from_bits(rows[:, 2])], schema=PAIRS))
+
+    def _largest(self, told: Sequence[tuple[int, int, int, float]]) -> tuple[LargeCluster, ...]:
+        """The largest clusters, each by its kept document."""
+        heads = np.array([head for _, _, head, _ in told], dtype=np.int64)
+        order = np.argsort(heads)
+        described = self.describe(heads[order]).select(["file", "row", "doc_id"]).to_pylist()
+        where = dict(zip(heads[order].tolist(), described, strict=True))
+        return tuple(LargeCluster(n_documents=n, **where[head], least_similarity=least) for n, _, head, least in told)
+
+    def describe(self, documents: Int64, more: Sequence[str] = ()) -> pa.Table:
         """Return the corpus, file, row and doc_id of documents (rising numbers), and more columns of their parts."""
-        shards = [task.shard for task in self.tasks]
-        offsets = row_offsets(shards, [read_counts(part)["n_lines"] for part in self.parts])
-        cuts = np.searchsorted(documents, self.firsts)
-        found = []
-        for k, (shard, part) in enumerate(zip(shards, self.parts, strict=True)):
-            mine = documents[cuts[k] : cuts[k + 1]] - self.firsts[k]
-            table = read_documents(part, ["row", "doc_id", *more]).take(mine)
+        cuts = np.searchsorted(documents, self.firsts).tolist()
+        kinds = {"row": pa.int64(), "doc_id": pa.string(), **dict.fromkeys(more, pa.int64())}
+        names = ["corpus", "file", *kinds]
+        found = [pa.schema([(name, kinds.get(name, pa.string())) for name in names]).empty_table()]
+        for k in np.flatnonzero(np.diff(cuts)).tolist():
+            shard, mine = self.tasks[k].shard, documents[cuts[k] : cuts[k + 1]] - self.firsts[k]
+            table = read_documents(self.parts[k], list(kinds)).take(mine)
             columns = {
                 "corpus": pa.array([shard.corpus] * len(mine), pa.string()),
                 "file": pa.array([str(shard.path)] * len(mine), pa.string()),
-                **{name: table[name] for name in table.column_names},
+                **{name: table[name] for name in kinds},
             }
-            found.append(pa.table({**columns, "row": pa.array(table["row"].to_numpy() + offsets[k], pa.int64())}))
+            rows = pa.array(table["row"].to_numpy() + self._row_offsets[k], pa.int64())
+            found.append(pa.table({**columns, "row": rows}))
         return pa.concat_tables(found)
 
-    def write_bad_rows(self) -> tuple[int, int]:
-        """List the rows that could not be read, if any, and return how many rows are empty and how many are bad."""
-        counts = [read_counts(part) for part in self.parts]
-        offsets = row_offsets([task.shard for task in self.tasks], [one["n_lines"] for one in counts])
-        listed = [
-            {**row, "row": row["row"] + offset}
-            for one, offset in zip(counts, offsets, strict=True)
-            for row in one["bad_rows"]
-        ]
+    @cached_property
+    def _row_offsets(self) -> list[int]:
+        return row_offsets([task.shard for task in self.tasks], self.n_lines)
+
+    def write_bad_rows(self) -> None:
+        """List the rows that could not be read, if any."""
         path = self.out / BAD_ROWS
         path.unlink(missing_ok=True)
-        if listed:
-            write_text(path, "".join(f"{to_json(row).decode()}\n" for row in listed))
-        return sum(one["n_empty"] for one in counts), sum(one["n_bad"] for one in counts)
+        if not self.n_bad:
+            return
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            for part, offset in zip(self.parts, self._row_offsets, strict=True):
+                for row in part.counts["bad_rows"]:
+                    file.write(to_json({**row, "row": row["row"] + offset}) + b"\n")
 
     def _write_record(self, result: DedupResult) -> None:
         write_json(
@@ -621,6 +786,35 @@ class Run:
             },
         )
 
+    # --- Tasks ---
+
+    def _fewer(self, runs: Sequence[Path], n_columns: int, *, unique: bool = False) -> tuple[Path, ...]:
+        """Merge runs that follow each other until no task has to open more than `FAN_IN`."""
+        while len(runs) > FAN_IN:
+            some = [tuple(runs[k : k + FAN_IN]) for k in range(0, len(runs), FAN_IN)]
+            tasks = []
+            for one in some:
+                name = hashlib.sha256(to_json([path.name for path in one])).hexdigest()[:16]
+                path = self.work / f"fewer-{name}.npy"
+                tasks.append(MergeTask(one, n_columns, self.memory_bytes // 2, unique, path))
+            self._missing("merging", merge_runs, tasks)
+            runs = [task.path for task in tasks]
+        return tuple(runs)
+
+    def _one(self, runs: Sequence[Path], n_columns: int, path: Path, *, unique: bool = False) -> None:
+        """Merge runs to one."""
+        if not path.exists():
+            task = MergeTask(
+                self._fewer(runs, n_columns, unique=unique), n_columns, self.memory_bytes // 2, unique, path
+            )
+            self._missing("merging", merge_runs, [task])
+
+    def _remove(self, *patterns: str) -> None:
+        """Remove files in between that were used."""
+        for pattern in patterns:
+            for path in self.work.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def _missing(self, what: str, function: Callable[[_T], None], tasks: Sequence[_T]) -> None:
         """Do the tasks whose file is not there."""
         self._all(what, function, [task for task in tasks if not _is_done(task)])
@@ -629,6 +823,10 @@ class Run:
         with progress_bar(what, len(tasks) or None) as bar:
             for _ in self.engine.map(function, tasks):
                 bar.advance()
+
+
+def _is_done(task: _Task) -> bool:
+    return task.path.exists()
 
 
 def remove_work(folder: Path) -> None:
@@ -641,37 +839,6 @@ def remove_work(folder: Path) -> None:
 def finished_now() -> str:
     """The time, as records have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _largest(table: pa.Table) -> tuple[LargeCluster, ...]:
-    """The largest clusters of the table."""
-    kept = table.filter(table["keep"]).sort_by("cluster_id")
-    grouped = table.group_by("cluster_id").aggregate([("row", "count"), ("similarity", "min")]).sort_by("cluster_id")
-    order = np.argsort(-grouped["row_count"].to_numpy(), kind="stable")[:LARGEST]
-    found = []
-    for head, group in zip(kept.take(order).to_pylist(), grouped.take(order).to_pylist(), strict=True):
-        where = head["file"], head["row"], head["doc_id"]
-        found.append(LargeCluster(group["row_count"], *where, group["similarity_min"]))
-    return tuple(found)
-
-
-def _is_done(task: _Task) -> bool:
-    return (task.bounds_path if isinstance(task, SetTask) else task.path).exists()
-
-
-def _removed_at(
-    threshold: float, pairs: npt.NDArray[np.int64], similarities: npt.NDArray[np.float64], n_equal: int
-) -> list[tuple[float, int]]:
-    """How many documents each threshold would remove, those of equal text among them."""
-    found = []
-    steps = np.round(np.arange(0.05, 1.001, 0.05), 2).tolist()
-    for higher in sorted({threshold, *(one for one in steps if one > threshold)}):
-        documents, places = np.unique(pairs[reaches(similarities, higher)], return_inverse=True)
-        n = len(documents)
-        ones, other = places.reshape(-1, 2).T
-        n_groups = connected_components(coo_array((np.ones(len(ones)), (ones, other)), shape=(n, n)))[0] if n else 0
-        found.append((higher, n_equal + n - n_groups))
-    return found
 
 
 @dataclass(frozen=True)
@@ -692,6 +859,11 @@ class Known:
     firsts: tuple[int, ...] = ()
     path: Path | None = None
 
+    @cached_property
+    def stem_set(self) -> frozenset[str]:
+        """The names, to look them up."""
+        return frozenset(self.stems)
+
     @classmethod
     def load(cls, out: Path, parts: Sequence[Part], spec: DedupSpec) -> Known:
         """Nothing when there is no such run, or one of another kind, or of files that are not there now."""
@@ -705,16 +877,50 @@ class Known:
             return cls()
         return cls(tuple(record["parts"]), tuple(record["firsts"]), out / PAIRS_FILE)
 
-    def pairs(
-        self, parts: Sequence[Part], firsts: Sequence[int], first_equal: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """The pairs that are known, with the numbers of now and of the documents that take part now."""
+    def moved(self, parts: Sequence[Part], firsts: Sequence[int]) -> Iterator[tuple[Int64, npt.NDArray[np.float64]]]:
+        """Yield the pairs that are known, with the numbers of now, and their similarities, some at a time."""
         if self.path is None:
-            return np.empty((0, 2), dtype=np.int64), np.empty(0)
-        table = pq.read_table(self.path)
-        pairs = np.column_stack([table["one"].to_numpy(), table["other"].to_numpy()])
+            return
         new_first = dict(zip((part.stem.name for part in parts), firsts, strict=False))
         moved_by = np.array([new_first[stem] - old for stem, old in zip(self.stems, self.firsts, strict=False)])
-        if len(pairs):
-            pairs = pairs + moved_by[np.searchsorted(self.firsts, pairs, side="right") - 1]
-        return np.sort(first_equal[pairs], axis=1), table["similarity"].to_numpy()
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches():
+                pairs = np.column_stack([batch["one"].to_numpy(), batch["other"].to_numpy()])
+                if len(pairs):
+                    pairs = pairs + moved_by[np.searchsorted(self.firsts, pairs, side="right") - 1]
+                    yield pairs, batch["similarity"].to_numpy()
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """The pairs of an earlier run to be taken over."""
+
+    known: Known
+    parts: tuple[Part, ...]
+    firsts: tuple[int, ...]
+    equal: Path
+    memory_bytes: int
+    documents: Path
+    path: Path
+
+
+def take_known(task: KnownTask) -> None:
+    """Write the pairs of an earlier run, of the documents that take part now, and before that these documents."""
+    memory = task.memory_bytes // 4
+    with (
+        sorting(task.path, 3, memory, unique=True) as add,
+        sorting(task.documents, 1, memory, unique=True) as add_documents,
+    ):
+        for pairs, similarities in task.known.moved(task.parts, task.firsts):
+            now = np.sort(replaced(task.equal, pairs.ravel()).reshape(-1, 2), axis=1)
+            add(np.column_stack([now, similarities.view(np.int64)]))
+            add_documents(now.reshape(-1, 1))
+
+
+def count_part(parts: tuple[Part, ...]) -> list[tuple[int, int, int, int]]:
+    """Return n_documents, n_lines, n_empty and n_bad of some parts."""
+    found = []
+    for part in parts:
+        counts = part.counts
+        found.append((part.n_documents, counts["n_lines"], counts["n_empty"], counts["n_bad"]))
+    return found

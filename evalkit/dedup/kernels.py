@@ -628,7 +628,7 @@ def band_keys(signatures: Any, band: int, n_rows: int) -> UInt64:
 
 
 @njit(cache=True, nogil=True)
-def pairs_in_buckets(signatures: Any, bounds: Any, are_old: Any, least_equal: int, window: int) -> tuple[Int64, Any]:
+def pairs_in_buckets(signatures: Any, bounds: Any, are_old: Any, least_equal: int, window: int, first: int) -> Int64:
     """Return the pairs of documents of each bucket that agree in at least `least_equal` values.
 
     Parameters
@@ -641,29 +641,30 @@ def pairs_in_buckets(signatures: Any, bounds: Any, are_old: Any, least_equal: in
         bool[n]: pairs of two old documents are left out.
     window
         A document is compared with so many before it in its bucket; in all but the largest buckets that is all.
+    first
+        Documents before this one are only what others are compared with.
 
     Returns
     -------
-    pairs, n_equal
-        int64[n_pairs, 2], places in `signatures`, the smaller first; int32[n_pairs], in how many values they agree.
+    pairs
+        int64[n_pairs, 2], places in `signatures`, the smaller first.
     """
-    pairs, equal = np.empty((1024, 2), dtype=np.int64), np.empty(1024, dtype=np.int32)
+    pairs = np.empty((1024, 2), dtype=np.int64)
     n = 0
     for bucket in range(len(bounds) - 1):
-        for j in range(bounds[bucket], bounds[bucket + 1]):
+        for j in range(max(first, bounds[bucket]), bounds[bucket + 1]):
             for i in range(max(bounds[bucket], j - window), j):
                 if are_old[i] and are_old[j]:
                     continue
-                n_equal = count_equal(signatures, i, j)
-                if n_equal < least_equal:
+                if count_equal(signatures, i, j) < least_equal:
                     continue
                 if n == len(pairs):
                     longer = np.empty((2 * n, 2), dtype=np.int64)
                     longer[:n] = pairs
-                    pairs, equal = longer, _longer(equal, n, 2 * n)
-                pairs[n, 0], pairs[n, 1], equal[n] = i, j, n_equal
+                    pairs = longer
+                pairs[n, 0], pairs[n, 1] = i, j
                 n += 1
-    return pairs[:n].copy(), equal[:n].copy()
+    return pairs[:n].copy()
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""What one worker does on its own: sign a part of the corpus, and sort its band keys. Each result is a file.
+"""What one worker does on its own: sign a part of the corpus. Each result is a file.
 
 A file says by its name what it was made from, and appears whole. So a run that was killed goes on with what is there,
 and one that is given more of a corpus signs only what is new.
@@ -7,7 +7,7 @@ and one that is given more of a corpus signs only what is new.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from evalkit.corpora.documents import ShardCounts
 from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import Shard
 from evalkit.dedup import kernels
-from evalkit.dedup.lsh import Bands
+from evalkit.dedup.arrays import load_array, save_array
 from evalkit.dedup.signatures import MinHashing, sign
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, to_json
@@ -49,7 +49,7 @@ _TABLE: Final = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """Signatures of some documents, in files. All files are made by `sign_part` but those of the bands.
+    """Signatures of some documents, in files, all made by `sign_part`.
 
     Attributes
     ----------
@@ -79,9 +79,28 @@ class Part:
         """The signatures, mapped from their file."""
         return load_array(self.signatures_path)
 
-    def bands_path(self, bands: Bands) -> Path:
-        """uint64[n_bands, 2, n]: for each band the keys, sorted, and the document of each."""
-        return self.stem.with_suffix(f".{bands.n_bands}x{bands.n_rows}.npy")
+    @property
+    def n_documents(self) -> int:
+        """How many there are."""
+        return len(self.signatures)
+
+    @property
+    def n_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document."""
+        found: npt.NDArray[np.int64] = read_documents(self, ["n_tokens"])["n_tokens"].to_numpy()
+        return found
+
+    def hashes(self, name: str) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield a column of hashes, "text_hash" or "raw_hash", as uint64[n, 2]."""
+        for chunk in read_documents(self, [name])[name].chunks:
+            values = np.frombuffer(chunk.buffers()[1], dtype=np.uint64).reshape(-1, 2)
+            yield values[chunk.offset : chunk.offset + len(chunk)]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What became of the rows: n_rows, n_documents, n_empty, n_bad, n_lines, and the bad_rows."""
+        counts: dict[str, Any] = orjson.loads(pq.read_schema(self.documents_path).metadata[_COUNTS])
+        return counts
 
 
 @dataclass(frozen=True)
@@ -176,105 +195,6 @@ def _hashes(data: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]) -> list[
     return [hashlib.blake2b(view[ends[k] : ends[k + 1]], digest_size=HASH_BYTES).digest() for k in range(len(ends) - 1)]
 
 
-@dataclass(frozen=True)
-class BandTask:
-    """The band keys of a signed part to be sorted."""
-
-    part: Part
-    bands: Bands
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.part.bands_path(self.bands)
-
-
-def sort_bands(task: BandTask) -> None:
-    """Write the sorted band keys of a part: one band of it in memory at a time, and the signatures as they are read."""
-    signatures = task.part.signatures
-    shape = (task.bands.n_bands, 2, len(signatures))
-    with atomic_path(task.path) as temporary:
-        if not len(signatures):
-            with temporary.open("wb") as file:
-                np.save(file, np.empty(shape, dtype=np.uint64))
-            return
-        written = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint64, shape=shape)
-        for band in range(task.bands.n_bands):
-            keys = kernels.band_keys(signatures, band, task.bands.n_rows)
-            order = np.argsort(keys, kind="stable")
-            written[band, 0], written[band, 1] = keys[order], order
-        written.flush()
-        del written
-
-
-@dataclass(frozen=True)
-class SetTask:
-    """The shingles of some documents of a part to be written, for comparing them in full.
-
-    Attributes
-    ----------
-    task
-        The part.
-    wanted
-        A file with the numbers, int64 and rising, of the wanted documents of all parts.
-    first, n
-        Number of the part's first document, and how many it has.
-    path
-        File to be written: uint64 values, one set after the other; `bounds_path` has the bounds, and is written last.
-    """
-
-    task: SignTask
-    wanted: Path
-    first: int
-    n: int
-    path: Path
-
-    @property
-    def bounds_path(self) -> Path:
-        """int64[n_wanted + 1]: the bounds of the sets."""
-        return self.path.with_suffix(".bounds.npy")
-
-    @property
-    def numbers(self) -> npt.NDArray[np.int64]:
-        """Numbers of the wanted documents of this part, among those of all parts."""
-        wanted = load_array(self.wanted)
-        return np.asarray(wanted[slice(*np.searchsorted(wanted, [self.first, self.first + self.n]))])
-
-
-def write_sets(task: SetTask) -> None:
-    """Read a part again and write the shingles of the wanted documents.
-
-    Raises
-    ------
-    InputError
-        The corpus cannot be read, or has changed since it was signed.
-    """
-    wanted, how = task.numbers - task.first, task.task.how
-    if not len(wanted):
-        save_array(task.path, np.empty(0, dtype=np.uint64))
-        save_array(task.bounds_path, np.zeros(1, dtype=np.int64))
-        return
-    reader = read_shard(task.task.shard, text_column=task.task.text_column, id_column=task.task.id_column)
-    values, sizes, done = [np.empty(0, dtype=np.uint64)], [np.zeros(1, dtype=np.int64)], 0
-    for batch in reader:
-        which = wanted[slice(*np.searchsorted(wanted, [done, done + len(batch)]))] - done
-        done += len(batch)
-        data, offsets = arrow_buffers(batch.texts)
-        found, bounds = kernels.shingle_sets(
-            data, offsets, which, fold_table().arrays, how.shingling.unit == "words", how.shingling.size
-        )
-        values.append(found)
-        sizes.append(np.diff(bounds))
-    if done != task.n:
-        raise InputError(
-            f"the file has {done:,} documents now, and had {task.n:,} when it was signed",
-            where=str(task.task.shard.path),
-            do="Let nobody write to the corpus, and run the command again",
-        )
-    save_array(task.path, np.concatenate(values))
-    save_array(task.bounds_path, np.cumsum(np.concatenate(sizes)))
-
-
 # --- Files ---
 
 
@@ -294,36 +214,3 @@ def read_documents(part: Part, columns: Sequence[str] | None = None) -> pa.Table
             where=str(part.documents_path),
             do="Delete the file; it is made again",
         ) from None
-
-
-def read_counts(part: Part) -> dict[str, Any]:
-    """Read what became of the rows of a part: n_rows, n_documents, n_empty, n_bad, n_lines, and the bad_rows."""
-    counts: dict[str, Any] = orjson.loads(pq.read_schema(part.documents_path).metadata[_COUNTS])
-    return counts
-
-
-def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array, whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def load_array(path: Path) -> npt.NDArray[Any]:
-    """Map an array from its file.
-
-    Raises
-    ------
-    InputError
-        The file is damaged or gone.
-    """
-    try:
-        # As a plain array: what the kernels are compiled for. Files of no bytes but the header cannot be mapped.
-        array = np.load(path, mmap_mode=None if path.stat().st_size <= _HEADER_BYTES else "r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the file cannot be read ({error})", where=str(path), do="Delete it; it is made again"
-        ) from None
-    return np.asarray(array)
-
-
-_HEADER_BYTES: Final = 128

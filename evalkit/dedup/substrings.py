@@ -28,8 +28,8 @@ from evalkit.corpora.readers import read_shard
 from evalkit.corpora.shards import SUBSTRINGS_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
 from evalkit.dedup import substring_kernels
+from evalkit.dedup.arrays import load_array, save_array
 from evalkit.dedup.dedup import PART_BYTES, WORK, check_target, engine_for, remove_work
-from evalkit.dedup.parts import load_array, save_array
 from evalkit.engines import Engine
 from evalkit.errors import SpecError
 from evalkit.files import atomic_path, to_json, write_json

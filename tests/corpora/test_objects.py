@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 
 import fsspec
 import pytest
@@ -224,3 +225,24 @@ def test_a_signed_address_is_read_with_its_query_and_recorded_without(capsys):
         assert "hidden1" not in str(caught.value)
         with pytest.raises(InputError, match="differ only in their query"):
             find_shards([f"{site.url}/g.jsonl?v={n}" for n in range(2)])
+
+
+def test_a_listing_of_many_pages_has_every_file_and_those_of_no_neighbour(store: Store, monkeypatch):  # noqa: F811
+    for n in range(30):
+        store.write(f"a/b/{n:02}", b"x")
+    store.write("a/bc", b"x")
+    real = type(store.fs).call_s3
+    monkeypatch.setattr(type(store.fs), "call_s3", lambda *given, **options: real(*given, **options, MaxKeys=7))
+    store.proxy.seen.clear()
+    assert sorted(listed(f"{store.url}/a/b")) == [f"{n:02}" for n in range(30)]
+    assert len(store.proxy.seen) == 5
+    assert sorted(listed(f"{store.url}/a/bc")) == [""]
+    assert listed(f"{store.url}/a/b/0") == {}
+
+
+def test_long_messages_are_redacted_in_no_time():
+    begun = time.monotonic()
+    letters = "x" * 500_000
+    for text in (letters, f"{letters}://{letters}", "s3://" + "a:" * 100_000, "http://a/?" * 50_000):
+        redact(text)
+    assert time.monotonic() - begun < 20

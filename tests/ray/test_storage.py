@@ -17,7 +17,7 @@ from evalkit.corpora.objects import listed
 from evalkit.corpora.results import Results, local_copy
 from evalkit.engines import LocalEngine
 from evalkit.errors import InputError
-from tests.test_places import written
+from tests.places.commands import written
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import threading
 import typing
 from pathlib import Path
 
@@ -17,101 +14,24 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from evalkit import cli, places
 from evalkit.addresses import named
 from evalkit.contamination.benchmarks import Benchmark, Item
 from evalkit.contamination.index import build_index, load_index, save_index
-from evalkit.corpora import find_shards, remote
-from evalkit.errors import EvalkitError, InputError
-from tests.conftest import ROOT
+from evalkit.errors import InputError
 from tests.corpora.hub import hub
-from tests.corpora.store import KEY, SECRET, Store, object_server, store  # noqa: F401
-from tests.corpora.web import Site, serve
+from tests.places.commands import (
+    TABLES,
+    WORDS,
+    audit_words,
+    evalkit,
+    expected,
+    results,
+    written,
+)
 from tests.reports.runs import write_run
 from tests.runs.conftest import save_tiny_model
-
-WORDS = [f"word{number}" for number in range(300)]
-TABLES = [f"{name}.parquet" for name in ("documents", "items", "matches", "scan", "scan.files", "scan.near", "texts")]
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
-    """A working folder in which a folder called `s3:` would be seen."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.001)
-    yield tmp_path / "here"
-    assert not [path for path in (tmp_path / "here").rglob("*") if ":" in path.name]
-
-
-def written() -> dict[str, bytes]:
-    """A corpus of four files, with the items of a benchmark in some documents and a row that cannot be read."""
-    rng = random.Random(4)
-    items = [" ".join(rng.choices(WORDS, k=rng.randint(10, 40))) for _ in range(20)]
-    files = {"items.jsonl": "".join(json.dumps({"question": item}) + "\n" for item in items).encode()}
-    for number in range(4):
-        planted = [[rng.choice(items)] if row % 9 == 0 else [] for row in range(60)]
-        texts = [" ".join([*rng.choices(WORDS, k=40), *more]) for more in planted]
-        lines = [json.dumps({"id": f"{number}-{row}", "text": text}) for row, text in enumerate(texts)]
-        files[f"corpus/{number}.jsonl"] = "\n".join([*lines, *(["{"] if number == 0 else [])]).encode()
-    return files
-
-
-@pytest.fixture
-def full(store: Store) -> Store:  # noqa: F811
-    """The bucket with the corpus and the benchmark."""
-    for name, data in written().items():
-        store.write(name, data)
-    return store
-
-
-def evalkit(*words, code=0):
-    """Run a command in this process."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words])
-    if isinstance(done.exception, EvalkitError) and code == 2:
-        return str(done.exception)
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == code, done.output
-    return done.stdout
-
-
-def audit_words(full, out):
-    return ["audit", "--corpus", f"{full.url}/corpus", "--benchmark", f"{full.url}/items.jsonl", "--out", out,
-            "--allow-bad-rows", "1", "--workers", "1"]  # fmt: skip
-
-
-def start(full, *words):
-    """Begin a command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "evalkit.cli", *map(str, words)],
-        env={**full.environment, "PYTHONPATH": str(ROOT), "EVALKIT_CACHE": os.environ["EVALKIT_CACHE"]},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def results(full, folder):
-    """The files of an audit but for the record, whose times differ, and what the record says of the results."""
-    record = json.loads(full.read(f"{folder}/audit.json"))
-    files = {name: full.read(f"{folder}/{name}") for name in full.names(folder) if name != "audit.json"}
-    return files, {key: record[key] for key in ("corpus", "benchmarks", "summary", "rules", "index", "totals")}
-
-
-_EXPECTED = []
-
-
-def expected(full):
-    """What an audit that nothing disturbs gives; the bucket always has the same name."""
-    if not _EXPECTED:
-        evalkit(*audit_words(full, f"{full.url}/whole"))
-        _EXPECTED.append(results(full, "whole"))
-    return _EXPECTED[0]
 
 
 def test_an_audit_at_an_address_is_the_audit_in_a_folder(full, tmp_path):
@@ -184,117 +104,6 @@ def test_a_command_that_fails_leaves_nothing(full):
     assert [name for name in full.names("leaks") if ".unfinished/" not in name] == []
 
 
-def kill_when(full, word, *words, after=False):
-    """Kill a command when it asks for a path with this in it; the request is let through or not."""
-    reached, go_on = threading.Event(), threading.Event()
-
-    def hold(method, path):
-        if method in ("PUT", "POST") and word in path and not go_on.is_set():
-            reached.set()
-            go_on.wait(30)
-            return "drop"
-        return None
-
-    full.proxy.held = hold
-    process = start(full, *words)
-    try:
-        while not reached.wait(0.1):
-            assert process.poll() is None, process.communicate()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    finally:
-        full.proxy.held = lambda method, path: None
-        go_on.set()
-
-
-@pytest.mark.parametrize(
-    ("word", "elsewhere"), [("matches.parquet", False), ("matches.parquet", True), ("audit.json", False)]
-)
-def test_a_command_killed_while_it_publishes_goes_on(full, tmp_path, monkeypatch, word, elsewhere):
-    words = audit_words(full, f"{full.url}/leaks")
-    kill_when(full, f"leaks/{word}", *words)
-    assert "audit.json" not in full.names("leaks")
-    assert "no complete audit" in evalkit("audit", "show", f"{full.url}/leaks", code=2)
-    if elsewhere:
-        monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "another machine's"))
-    evalkit(*words)
-    assert results(full, "leaks") == expected(full)
-    assert not [name for name in full.names("leaks") if name.startswith(".")]
-
-
-def test_an_audit_killed_while_it_replaces_another_is_no_audit_until_it_has(full):
-    leaks = f"{full.url}/leaks"
-    evalkit(*audit_words(full, leaks))
-    words = [*audit_words(full, leaks), "--rule", "palm", "--overwrite"]
-    kill_when(full, "leaks/matches.parquet", *words)
-    assert "no complete audit" in evalkit("audit", "show", leaks, code=2)
-    evalkit(*words)
-    assert json.loads(full.read("leaks/audit.json"))["rules"] == ["palm"]
-
-
-def test_an_audit_killed_while_it_scans_goes_on_from_the_parts_at_the_address(full, tmp_path, monkeypatch):
-    words = audit_words(full, f"{full.url}/leaks")
-    n_parts = 0
-
-    def third(method, path):
-        nonlocal n_parts
-        n_parts += method == "PUT" and "/leaks/.unfinished/" in path and ".near." in path
-        return "drop" if n_parts == 3 else None
-
-    full.proxy.held = third
-    process = start(full, *words)
-    while n_parts < 3:
-        assert process.poll() is None, process.communicate()
-    process.kill()
-    process.wait()
-    full.proxy.held = lambda method, path: None
-    parts = [name for name in full.names("leaks") if name.endswith(".parquet")]
-    assert len(parts) == 4 and all(name.startswith(".unfinished/") for name in parts)
-    with pytest.raises(InputError, match="nothing is at this address"):
-        find_shards([f"{full.url}/leaks"])  # no corpus, either
-    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "another machine's"))
-    process = start(full, *words)
-    assert "2 of 4 parts were scanned before" in process.communicate()[1]
-    assert results(full, "leaks") == expected(full)
-    assert not [name for name in full.names("leaks") if name.startswith(".")]
-
-
-def test_shares_of_an_audit_meet_at_an_address(full, tmp_path, monkeypatch):
-    """As tasks of an array job on machines that share no disk."""
-    words = audit_words(full, f"{full.url}/leaks")
-    for number in (1, 2):
-        monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / f"machine {number}"))
-        evalkit(*words, "--share", f"{number}/2")
-        assert "audit.json" not in full.names("leaks")
-    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "machine 3"))
-    process = start(full, *words)
-    assert "4 of 4 parts were scanned before" in process.communicate()[1]
-    assert results(full, "leaks") == expected(full)
-    assert not [name for name in full.names("leaks") if name.startswith(".")]
-
-
-def test_two_commands_do_not_write_to_one_address_at_once(full):
-    reached, go_on = threading.Event(), threading.Event()
-    full.proxy.held = lambda method, path: "leaks/matches" in path and (reached.set(), go_on.wait(60))
-    first = start(full, *audit_words(full, f"{full.url}/leaks"))
-    assert reached.wait(60)
-    assert "another command on this machine writes" in evalkit(*audit_words(full, f"{full.url}/leaks"), code=2)
-    go_on.set()
-    assert first.wait(60) == 0
-
-
-def test_results_that_somebody_else_wrote_meanwhile_are_not_replaced(full):
-    reached, go_on = threading.Event(), threading.Event()
-    full.proxy.held = lambda method, path: "corpus/3.jsonl" in path and (reached.set(), go_on.wait(60))
-    process = start(full, *audit_words(full, f"{full.url}/leaks"))
-    assert reached.wait(60)
-    full.write("leaks/audit.json", b"theirs")
-    go_on.set()
-    assert "by somebody else meanwhile" in process.communicate()[1]
-    assert process.returncode == 2
-    assert full.read("leaks/audit.json") == b"theirs"
-
-
 def test_uploads_that_break_now_and_then_change_nothing(full):
     full.proxy.faults += [503, None, "break", "lost", None, 500, None, "break"] * 2
     evalkit(*audit_words(full, f"{full.url}/leaks"))
@@ -341,40 +150,6 @@ def test_a_run_is_worked_on_here_and_published_at_its_end(full, tmp_path):
     assert stamps == {name: full.fs.info(f"{full.url}/runs/p/{name}")["ETag"] for name in stamps}
 
 
-def secrets_in(text: str) -> list[str]:
-    return [secret for secret in (SECRET, KEY, "hidden-signature") if secret in text]
-
-
-def test_no_secret_is_in_any_output_or_file(full, tmp_path):
-    """Neither the keys of the environment, nor a signed address, nor what libraries say about either."""
-    with serve(Site({f"d/{name}": data for name, data in written().items()})) as site:
-        query = f"X-Amz-Credential={KEY}&X-Amz-Signature=hidden-signature"
-        corpus = [f"{site.url}/d/corpus/{n}.jsonl?{query}" for n in range(2)]
-        words = ["audit", "--corpus", *corpus, "--benchmark", f"{site.url}/d/items.jsonl?{query}",
-                 "--allow-bad-rows", "9", "--out", f"{full.url}/leaks", "--workers", "1"]  # fmt: skip
-        process = start(full, *words)
-        said = ["".join(process.communicate())]
-        assert process.returncode == 0, said
-        said.append(evalkit(*words, code=2))
-        site.always = (0, 403)
-        process = start(full, *words, "--overwrite")
-        said.append("".join(process.communicate()))
-        said.append(evalkit("audit", "verify", f"{full.url}/leaks", code=1))
-    for place in (f"s3://{KEY}:{SECRET}@bucket/leaks", f"s3://{KEY}:{SECRET}@bucket"):
-        said.append(evalkit(*audit_words(full, place), code=2))
-        said.append(evalkit("audit", "show", place, code=2))
-    full.proxy.faults += [403] * 20
-    said.append(evalkit(*audit_words(full, f"{full.url}/other"), code=2))
-    assert "already holds" in said[1] and "403" in said[2] and "403" in said[3] and "password stands" in said[4]
-    assert [secrets_in(text) for text in said] == [[]] * len(said)
-    for name in full.names():
-        assert not secrets_in(name + full.read(name).decode("latin-1")), name
-    for path in (tmp_path / "cache").rglob("*"):
-        assert not secrets_in(str(path) + (path.read_bytes().decode("latin-1") if path.is_file() else "")), path
-    record = json.loads(full.read("leaks/audit.json"))
-    assert [one["file"] for one in record["corpus"]] == [f"{site.url}/d/corpus/{n}.jsonl" for n in range(2)]
-
-
 def test_other_file_systems_take_results_too(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.store.clear()
@@ -399,8 +174,8 @@ def test_duplicates_at_an_address_are_those_in_a_folder(full, tmp_path):
     words = ["dedup", "--corpus", f"{full.url}/corpus", "--allow-bad-rows", "1", "--workers", "1", "--out"]
     evalkit(*words, tmp_path / "dups")
     printed = json.loads(evalkit(*words, f"{full.url}/dups", "--json"))
-    here = {path.relative_to(tmp_path / "dups").as_posix() for path in (tmp_path / "dups").rglob("*") if path.is_file()}
-    assert set(full.names("dups")) == {name for name in here if not name.startswith(".")}
+    files = [path.relative_to(tmp_path / "dups") for path in (tmp_path / "dups").rglob("*") if path.is_file()]
+    assert full.names("dups") == sorted(str(path) for path in files if not str(path).startswith("."))
     assert full.read("dups/clusters.parquet") == (tmp_path / "dups/clusters.parquet").read_bytes()
     assert printed["n_documents"] == 300
     assert not [name for name in full.names("dups") if str(tmp_path).encode() in full.read(f"dups/{name}")]
@@ -449,7 +224,7 @@ def test_a_saved_index_lies_at_an_address(full):
         (["rescore", "s3://bucket/run", "--task", "t.yaml"], "--out"),
     ],
 )
-def test_what_takes_no_address_says_so(words, what, store):  # noqa: F811
+def test_what_takes_no_address_says_so(words, what, store):
     if what is not None:
         assert what in evalkit(*words, code=2)
 
