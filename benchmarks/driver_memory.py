@@ -1,11 +1,11 @@
-"""Memory of the process that leads an audit, by the number of corpus files: it should not depend on it.
+"""Memory of the process that leads an audit, by the number of parts and files of the corpus.
 
-    python benchmarks/driver_memory.py [--json] [--files 1000 100000]
+    python benchmarks/driver_memory.py [--json] [--shapes 1000x1 1000x100 100000x1]
 
-Tiny files are written, each with one document, of which one in ten holds a benchmark item. The audit's own code makes
-the tasks, joins what was found and writes the tables; only the workers are simulated: instead of scanning a part, they
-copy what the scan of such a part has written. Each size is measured in a fresh process: its peak, and before that what
-`find_shards` has left.
+A shape is FILESxPARTS: so many files, each cut into so many parts of one document. One document in ten holds a
+benchmark item. The audit's own code makes the tasks, joins what was found and writes the tables; only the workers are
+simulated: instead of scanning a part, they link what the scan of such a part has written. Each shape is measured in a
+fresh process: its peak, and before that what `find_shards` has left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from evalkit.contamination.audit import audit
+from harness import arguments, finish, show
+
+from evalkit.contamination import audit as audits
 from evalkit.contamination.benchmarks import from_file
 from evalkit.contamination.parts import ScanTask, scan_part
 from evalkit.contamination.recorded import NEAR_SUFFIX
@@ -31,7 +33,8 @@ from evalkit.contamination.rules import load_rules
 from evalkit.corpora.shards import find_shards
 from evalkit.engines import LocalEngine
 
-SIZES: Final = (1_000, 100_000)
+SHAPES: Final = ("1000x1", "1000x100", "100000x1")
+LINE_BYTES: Final = 1_000
 FILES_IN_FOLDER: Final = 1_000
 LINKS: Final = 10_000
 """Of one file; file systems allow some ten thousand."""
@@ -45,11 +48,11 @@ def question(number: int) -> str:
 
 
 class SimulatedWorkers(LocalEngine):
-    """Workers whose parts were all scanned before, in a sense: two kinds of parts are, and the others are links."""
+    """Workers that scan one part of each kind, and for the others link what they wrote for that."""
 
     def __init__(self) -> None:
         super().__init__(1)
-        self._made: dict[bool, tuple[Path, int]] = {}
+        self._made: dict[Any, tuple[Path, int]] = {}
 
     def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Link each part's files to those of a part of its kind."""
@@ -58,78 +61,94 @@ class SimulatedWorkers(LocalEngine):
             yield number, None
 
     def _scan(self, task: ScanTask) -> None:
-        has_item = Path(str(task.shard.path)).name.endswith("0.jsonl")
-        path, n_links = self._made.get(has_item, (None, 0))
+        kind = (task.shard.start // LINE_BYTES % 10, Path(str(task.shard.path)).stem[-1], len(task.pieces))
+        path, n_links = self._made.get(kind, (None, 0))
         if path is None or n_links >= LINKS:
             scan_part(task)
-            self._made[has_item] = (task.path, 1)
+            self._made[kind] = (task.path, 1)
             return
         for suffix in (NEAR_SUFFIX, ".parquet"):
             os.link(path.with_suffix(suffix), task.path.with_suffix(suffix))
-        self._made[has_item] = (path, n_links + 1)
+        self._made[kind] = (path, n_links + 1)
 
 
-def make_corpus(folder: Path, n_files: int) -> None:
-    """Write the items and tiny files, a thousand in a folder."""
+def line(*, has_item: bool) -> str:
+    """A document of a fixed length."""
+    text = (question(7) if has_item else "") + " the quick brown fox jumps over the lazy dog" * 30
+    begin = json.dumps({"id": "d", "text": ""})[:-2]
+    return begin + text[: LINE_BYTES - len(begin) - 3] + '"}\n'
+
+
+def make_corpus(folder: Path, n_files: int, n_parts: int) -> None:
+    """Write the items and the files, a thousand in a folder."""
     items = (json.dumps({"question": question(number)}) for number in range(N_ITEMS))
     (folder / "items.jsonl").write_text("\n".join(items) + "\n")
-    filler = "the quick brown fox jumps over the lazy dog " * 20
     for number in range(n_files):
         place = folder / "corpus" / f"{number // FILES_IN_FOLDER:04}"
         place.mkdir(parents=True, exist_ok=True)
-        text = filler + (question(7) if number % 10 == 0 else "")
-        (place / f"part-{number % FILES_IN_FOLDER:05}.jsonl").write_text(json.dumps({"id": "d", "text": text}) + "\n")
+        lines = (line(has_item=(number + part) % 10 == 0) for part in range(n_parts))
+        (place / f"part-{number % FILES_IN_FOLDER:05}.jsonl").write_text("".join(lines))
 
 
-def lead(folder: Path) -> None:
+def lead(folder: Path, n_parts: int) -> None:
     """What the measured process does."""
+    audits.PART_BYTES = LINE_BYTES
     shards = find_shards([str(folder / "corpus")])
     found = _peak()
     begun = time.monotonic()
     benchmark = from_file(folder / "items.jsonl")
-    result = audit(shards, [benchmark], load_rules(["llama3"]), folder / "out", engine=SimulatedWorkers())
-    if result.n_documents != len(shards) or result.n_matches != -(-len(shards) // 10):
+    result = audits.audit(shards, [benchmark], load_rules(["llama3"]), folder / "out", engine=SimulatedWorkers())
+    n_documents = len(shards) * n_parts
+    if result.n_documents != n_documents or result.n_matches != n_documents // 10:
         raise SystemExit(f"error: {result.n_documents} documents and {result.n_matches} matches were found")
-    print(json.dumps({"after_find_mib": found, "peak_mib": _peak(), "seconds": time.monotonic() - begun}))
+    print(json.dumps({"found_mib": round(found), "peak_mib": round(_peak()), "seconds": time.monotonic() - begun}))
 
 
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(n_files: int) -> dict[str, float]:
-    """Measure one size in a fresh process."""
+def measure(shape: str) -> dict[str, float]:
+    """Measure one shape in a fresh process."""
+    n_files, n_parts = map(int, shape.split("x"))
     folder = Path(tempfile.mkdtemp(prefix="driver-memory-"))
     try:
-        make_corpus(folder, n_files)
-        command = [sys.executable, __file__, "--lead", str(folder)]
+        make_corpus(folder, n_files, n_parts)
+        command = [sys.executable, __file__, "--lead", str(folder), str(n_parts)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return {"n_files": n_files, **json.loads(done.stdout)}
+        taken: dict[str, float] = json.loads(done.stdout)
+        return taken
     finally:
         shutil.rmtree(folder)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--files", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--lead", type=Path, help=argparse.SUPPRESS)
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="FILESxPARTS")
+    parser.add_argument("--lead", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lead:
-        lead(options.lead)
+        lead(Path(options.lead[0]), int(options.lead[1]))
         return
-    measured = [measure(n_files) for n_files in options.files]
-    ratio = measured[-1]["peak_mib"] / measured[0]["peak_mib"]
-    if options.json:
-        print(json.dumps({"sizes": measured, "driver_memory_ratio": ratio}))
-        return
-    for one in measured:
-        print(
-            f"{one['n_files']:>8,} files: peak {one['peak_mib']:,.0f} MiB, {one['after_find_mib']:,.0f} MiB when they "
-            f"were found; {one['seconds']:,.0f} s"
-        )
-    print(f"ratio: {ratio:.2f}")
+    taken = {shape: measure(shape) for shape in options.shapes}
+    first = taken[options.shapes[0]]["peak_mib"]
+    show(
+        "Memory of the leading process",
+        ("files x parts", "files found", "peak", "of the first", "time"),
+        [
+            (
+                shape,
+                f"{one['found_mib']:,} MiB",
+                f"{one['peak_mib']:,} MiB",
+                f"{one['peak_mib'] / first:.2f}x",
+                f"{one['seconds']:.0f} s",
+            )
+            for shape, one in taken.items()
+        ],
+    )
+    figures: dict[str, float] = {f"peak_mib_{shape}": one["peak_mib"] for shape, one in taken.items()}
+    finish(options, figures | {"driver_memory_ratio": round(max(figures.values()) / first, 2)})
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ FILES_SUFFIX: Final = ".files.parquet"
 _COUNTS: Final = ("n_rows", "n_documents", "n_empty", "n_bad", "n_lines", "n_bytes", "n_corpus_tokens")
 _MORE: Final = ("n_by_kind", "n_texts_by_field", "bad_rows", "empty_rows", "pieces")
 _FILES: Final = pa.schema([(name, pa.int64()) for name in _COUNTS] + [(name, pa.large_string()) for name in _MORE])
+_ROWS_WRITTEN: Final = 4096
 _GATHERED: Final = 256
 """Files whose results are put together at a time: many small arrays take far more memory than what is in them."""
 
@@ -101,12 +102,11 @@ class Found:
 
     def listed_rows(self, *names: str) -> Iterator[BadRow]:
         """Yield, file by file, the rows in the lists `bad_rows` and `empty_rows`, as named."""
-        columns = [self.files.column(name) for name in names]
-        for number in range(len(self.shards)):
-            for column in columns:
-                text = column[number].as_py()
-                if text != "[]":
-                    yield from (BadRow(**row) for row in orjson.loads(text))
+        for batch in self.files.select(list(names)).to_batches(max_chunksize=1024):
+            for texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                for text in texts:
+                    if text != "[]":
+                        yield from (BadRow(**row) for row in orjson.loads(text))
 
     def _decoded(self, name: str, *, empty: bool = False) -> Iterator[Any]:
         for batch in self.files.select([name]).to_batches(max_chunksize=1024):
@@ -132,10 +132,8 @@ class FoundJoiner:
     def found(self) -> Found:
         """Return all of it."""
         self._gather()
-        return Found(
-            self._shards,
-            **{name: pa.concat_tables(some).combine_chunks() for name, some in self._tables.items()},
-        )
+        runs, near, files = (pa.concat_tables(some) for some in self._tables.values())
+        return Found(self._shards, runs.combine_chunks(), near.combine_chunks(), files)
 
     def _gather(self) -> None:
         if not self._waiting:
@@ -189,8 +187,12 @@ def load_part(path: Path, shard: Shard) -> ShardRuns:
 
 def write(runs_path: Path, near_path: Path, files_path: Path, found: Found) -> None:
     """Write what was found in a corpus to three files."""
-    for path, table in ((runs_path, found.runs), (near_path, found.near), (files_path, found.files)):
-        pq.write_table(table, path, compression="zstd")
+    pq.write_table(found.runs, runs_path, compression="zstd")
+    pq.write_table(found.near, near_path, compression="zstd")
+    # Few at a time, as they are gathered: what a writer holds of a row group is as large as what it writes.
+    with pq.ParquetWriter(files_path, _FILES, compression="zstd", use_dictionary=False) as writer:
+        for begin in range(0, len(found.files), _ROWS_WRITTEN):
+            writer.write_table(found.files.slice(begin, _ROWS_WRITTEN))
 
 
 def load(path: Path, shards: Sequence[Shard]) -> Found:
@@ -214,7 +216,7 @@ def load(path: Path, shards: Sequence[Shard]) -> Found:
             shards,
             runs.select([*_RUNS, _SHARD]).combine_chunks(),
             near.select([*_NEAR, _SHARD]).combine_chunks(),
-            files.combine_chunks(),
+            files,
         )
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from None

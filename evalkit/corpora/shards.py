@@ -60,7 +60,7 @@ _DESCRIPTIONS: Final = frozenset({_SAVED_DATASET, "dataset_info.json", "dataset_
 """What `datasets` and a cleaned corpus say of their data; no one misses them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One corpus file, or a part of it: what a worker reads in one go.
 
@@ -126,7 +126,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     if not patterns or not all(pattern.strip() for pattern in patterns):
         what = "an empty name was given as a corpus" if patterns else "no corpus was given"
         raise InputError(what, where="--corpus", do="Name at least one file, folder or glob; `.` is the current folder")
-    shards: dict[ShardPath, Shard] = {}
+    shards: dict[ShardPath | str, Shard] = {}
     for pattern in patterns:
         check_name(pattern)
         for source in _sources(pattern):
@@ -169,7 +169,7 @@ def _sources(pattern: str) -> list[str | DatasetPart]:
     return [pattern]
 
 
-def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> None:
+def _add_local(shards: dict[ShardPath | str, Shard], pattern: str, source: str) -> None:
     try:
         left_out = _LeftOut()
         found = list(dict.fromkeys(_files_of(source, left_out)))
@@ -185,8 +185,9 @@ def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> Non
                     where=str(path),
                     do="Write it to a file",
                 )
-            # The same file may be reached by several names; its real path tells.
-            shards.setdefault(path.resolve(), Shard(pattern, path, path.stat().st_size))
+            # The same file may be reached by several names; its real path tells. As a string, which takes a third of
+            # the memory: there can be a hundred thousand.
+            shards.setdefault(os.path.realpath(path), Shard(pattern, path, path.stat().st_size))
     except OSError as error:
         raise InputError(
             f"this cannot be looked at ({error.strerror})",
@@ -196,7 +197,7 @@ def _add_local(shards: dict[ShardPath, Shard], pattern: str, source: str) -> Non
     left_out.warn(pattern)
 
 
-def _add_remote(shards: dict[ShardPath, Shard], pattern: str, source: str) -> None:
+def _add_remote(shards: dict[ShardPath | str, Shard], pattern: str, source: str) -> None:
     left_out = _LeftOut()
     sizes = _without_results(files_at(source), left_out)
     readable = [path for path in sizes if format_of(path)]

@@ -307,7 +307,10 @@ class _Flight(Generic[_Task, _Result]):
             running: dict[int, tuple[float, str]] = ray.get(self._begun.running.remote(), timeout=_POLL_S)
         except ray.exceptions.RayError:  # among them the time-out; the tasks go on without
             return
-        if running:
+        mine = {attempt.number for attempt in self._attempts.values()}
+        if len(running) > len(mine):  # a short task's beginning can be told after its end
+            self._begun.forget.remote([number for number in running if number not in mine])
+        if mine & running.keys():
             self._last_ran = now
         elif now - self._last_ran >= _IDLE_S and not self._is_idle_told:
             self._is_idle_told = True

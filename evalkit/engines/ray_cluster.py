@@ -159,8 +159,8 @@ def _refuse(address: str, error: Exception) -> NoReturn:
     raise EngineError(
         f"the Ray cluster does not let this process in ({' '.join(str(error).split())})",
         where=f"{_WHERE} {address}",
-        do="Give the command on a node of the cluster, with the cluster's versions of Ray and Python; where the cluster "
-        "asks for a token, set RAY_AUTH_MODE=token, and have the token where Ray looks for it (~/.ray/auth_token)",
+        do="Give the command on a node of the cluster, with its versions of Ray and Python; where it asks for a token, "
+        "set RAY_AUTH_MODE=token, and have the token where Ray looks for it (~/.ray/auth_token)",
     ) from error
 
 

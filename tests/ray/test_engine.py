@@ -181,7 +181,7 @@ def test_the_user_is_told_when_no_processor_is_free(engine, monkeypatch, capsys)
     import ray
 
     monkeypatch.setattr(engines, "_IDLE_S", 2.0)
-    others = [ray.remote(num_cpus=1)(lambda: time.sleep(8)).remote() for _ in range(3)]
+    others = [ray.remote(num_cpus=1)(lambda: time.sleep(6)).remote() for _ in range(3)]
     ray.wait(others, timeout=1)
     assert list(engine.map(square, [3])) == [(0, 9)]
     assert "has taken a task" in capsys.readouterr().err
@@ -200,14 +200,18 @@ def test_no_more_tasks_run_than_there_are_workers_asked_for(cluster, tmp_path):
     assert most <= 2
 
 
-def look_at(shared):
+def look_at(task):
     """The sum of the shared array, the node, and the mapped file in which the array lies, by its inode."""
     import ray
 
+    shared, folder = task
+    (folder / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 5 and time.monotonic() < until:  # processes
+        time.sleep(0.05)
     array = shared.get()["numbers"]
     assert shared.get()["numbers"] is array
     assert not array.flags.writeable
-    time.sleep(0.2)
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(one, 16) for one in line.split()[0].split("-"))
         if begin <= array.ctypes.data < end:
@@ -216,12 +220,12 @@ def look_at(shared):
     raise AssertionError("the array lies nowhere")
 
 
-def test_a_shared_value_is_mapped_by_the_workers_of_a_node_and_not_copied(cluster, engine):
+def test_a_shared_value_is_mapped_by_the_workers_of_a_node_and_not_copied(cluster, engine, tmp_path):
     import ray
 
     more = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
     value = {"numbers": np.arange(10 << 20, dtype=np.float64), "more": "text"}
-    found = [one for _, one in engine.map(look_at, [engine.share(value)] * 20)]
+    found = [one for _, one in engine.map(look_at, [(engine.share(value), tmp_path)] * 20)]
     cluster.remove_node(more)
     assert {one[0] for one in found} == {value["numbers"].sum()}
     nodes = {node: {one[2] for one in found if one[1] == node} for node in {one[1] for one in found}}
