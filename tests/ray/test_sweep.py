@@ -217,10 +217,10 @@ def is_there(pid):
 
 def test_after_the_driver_is_killed_the_same_command_goes_on(nodes, given, here, tmp_path):
     out = tmp_path / "sweep"
-    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 1, "servers": 2}
+    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 1, "servers": 1}
     driver = start_driver({**given, "out": out, **of_cluster})
     wait_for(lambda: any((out / f"checkpoint-{step}" / "samples.parquet").exists() for step in STEPS))
-    under_way = [name for name, _ in wait_for(lambda: list(at_work(out)))]
+    [(under_way, _)] = wait_for(lambda: list(at_work(out)))
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     finished = {step for step in STEPS if (out / f"checkpoint-{step}" / "samples.parquet").exists()}
@@ -231,8 +231,10 @@ def test_after_the_driver_is_killed_the_same_command_goes_on(nodes, given, here,
     assert_equal(swept, here, left=[LEASE])
     for step, modified in begun.items():
         assert (out / f"checkpoint-{step}" / "samples.parquet").stat().st_mtime_ns == modified
-    again = [run for _, run in swept.runs if run.directory.name in under_way]
-    assert all(run.n_from_journal > 0 for run in again)
+    again = next(run for _, run in swept.runs if run.directory.name == under_way)
+    # The server of the dead driver may have come to the end of its run: then that is taken as it is.
+    as_it_is = f"{again.directory} holds this run"
+    assert again.n_from_journal > 0 or any(line["message"].startswith(as_it_is) for line in log_of(out))
     processes = [int(found[1]) for line in log_of(out) if (found := re.search(r"process (\d+)", line["message"]))]
     wait_for(lambda: not any(is_there(pid) for pid in processes))
 
@@ -243,23 +245,21 @@ def test_servers_have_their_gpus_and_end_with_the_driver(nodes, given, tmp_path,
     python.write_text('#!/bin/sh\necho "$$ GPUs=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS"\nsleep 300\n')
     python.chmod(0o755)
     out = tmp_path / "sweep"
-    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 2, "backend": "vllm"}
+    of_cluster = {"engine": "ray", "ray_address": nodes.address, "gpus_per_server": 2, "backend": "vllm", "servers": 1}
     driver = start_driver({**given, "vllm_python": python, "out": out, **of_cluster})
 
     def printed():
-        logs = [path.read_text() for path in out.glob("server-*.log")]
-        found = [match for log in logs if (match := re.search(r"(\d+) GPUs=(\S*) threads=(\d+)", log))]
-        return found if len(found) == 2 else None
+        return re.search(r"(\d+) GPUs=(\S*) threads=(\d+)", (out / "server-0.log").read_text())
 
     try:
         found = wait_for(printed)
-        assert {(match[2], match[3]) for match in found} == {("0,1", "2")}
-        assert all(is_there(int(match[1])) for match in found)
+        assert found.group(2, 3) == ("0,1", "2")
+        assert is_there(int(found[1]))
         os.kill(driver.pid, end)
         assert driver.wait(timeout=60) != 0
     finally:
         driver.kill()
-    wait_for(lambda: not any(is_there(int(match[1])) for match in found))
+    wait_for(lambda: not is_there(int(found[1])))
 
 
 def test_what_the_cluster_has_no_room_for_is_refused(nodes, given, tmp_path):
