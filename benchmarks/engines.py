@@ -10,9 +10,8 @@ cluster has one node of two processors, and is there before, as a cluster is.
   local time over Ray's. That the tables of both are the same to the last byte is checked.
 - *worker*: the largest anonymous memory of one worker (mapped files and shared memory do not count: the system takes
   them back when they are needed), for a quarter of the corpus and for all of it.
-- *driver*: the largest anonymous memory of the process that was started, for 1,000, 10,000 and 100,000 parts. These are
-  simulated: their files have a line each, and no worker scans them; a part's result, as a worker has written one, is
-  put in its place.
+- *driver*: the same of the process that was started; and its peak resident memory for 1,000, 10,000 and 100,000 files
+  with simulated workers (`driver_memory.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
-import os
 import random
 import shutil
 import socket
@@ -29,12 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
+from driver_memory import measure as measure_driver
 from harness import arguments, finish, show
 from measuring import name_of, own_bytes, tree_of, watching
 from models import DATA
@@ -44,7 +42,7 @@ from evalkit.contamination.audit import audit
 from evalkit.contamination.benchmarks import from_file
 from evalkit.contamination.rules import load_rules
 from evalkit.corpora.shards import find_shards
-from evalkit.engines import LocalEngine, choose
+from evalkit.engines import choose
 
 N_WORKERS = 2
 CORPUS_BYTES = 1_000_000_000
@@ -98,32 +96,9 @@ def audit_side(engine: str, address: str, corpus: list[str], benchmarks: list[st
     chosen = {
         "local": lambda: choose("local", workers=N_WORKERS),
         "ray": lambda: choose("ray", ray_address=address),
-        "simulated": lambda: Simulated(Path(out)),
     }[engine]()
     audit(shards, loaded, load_rules(["all"]), Path(out), engine=chosen)
     print(json.dumps({"seconds": time.perf_counter() - begun}))
-
-
-class Simulated(LocalEngine):
-    """Scans the first part that it is given, and puts links to what was found there in the places of all others."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(1)
-        self.out = out
-
-    def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield the number of each task."""
-        first: list[Path] = []
-        for number, task in enumerate(tasks):
-            if first:
-                for path in first:
-                    ending = path.name.partition(".")[2]
-                    os.link(path, task.path.with_name(f"{task.path.stem}.{ending}"))
-                result = None
-            else:
-                result = function(task)
-                first = [path for path in task.path.parent.glob(f"{task.path.stem}.*") if path.suffix == ".parquet"]
-            yield number, result
 
 
 # --- The cluster ---
@@ -191,17 +166,6 @@ def write_corpus(folder: Path, documents: Sequence[str], benchmarks: Sequence[It
     return [write_lines(folder / f"{file}.jsonl", rows(file)) for file in range(N_FILES)]
 
 
-def write_tiny_files(folder: Path, n: int) -> Path:
-    """Write a corpus of many files of one line each, a thousand in a folder."""
-    line = json.dumps({"id": 0, "text": "A line that holds nothing of any benchmark, and stands in each of these."})
-    for number in range(n):
-        path = folder / f"{number // 1000:03}" / f"{number:06}.jsonl"
-        if number % 1000 == 0:
-            path.parent.mkdir(parents=True)
-        path.write_text(line + "\n")
-    return folder
-
-
 # --- The figures ---
 
 
@@ -209,7 +173,7 @@ def main() -> None:
     """Measure both engines, then the driver alone."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="audits on each engine, of which the median counts")
-    parser.add_argument("--quick", action="store_true", help="try the script: 20 MB, 100 to 1,000 parts")
+    parser.add_argument("--quick", action="store_true", help="try the script: 20 MB, 100 and 1,000 files")
     parser.add_argument("--only", choices=("engines", "shards"), help="measure only this")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,7 +187,7 @@ def main() -> None:
         if options.only != "shards":
             figures |= measure_engines(options, folder, benchmarks, cluster)
         if options.only != "engines":
-            figures |= measure_shards(options, folder, benchmarks, cluster)
+            figures |= measure_shards(options)
     finish(options, figures)
 
 
@@ -279,24 +243,25 @@ def check_equal(one: Path, other: Path) -> None:
         sys.exit(f"{one.name} and {other.name} differ in {', '.join([*different, *missing])}")
 
 
-def measure_shards(
-    options: argparse.Namespace, folder: Path, benchmarks: Sequence[ItemFile], cluster: Cluster
-) -> dict[str, float | str]:
-    """Let the driver work on more and more parts; return the figures by their names."""
-    items = [one.path for one in benchmarks if one.name == "gsm8k_test"]
-    figures: dict[str, float | str] = {}
-    rows = []
-    for n in (100, 1000) if options.quick else (1_000, 10_000, 100_000):
-        tiny = write_tiny_files(folder / f"tiny-{n}", n)
-        cost = run_audit("simulated", [tiny], items, folder / f"simulated-{n}", cluster)
-        rows.append((f"{n:,}", f"{cost.seconds:.1f}", f"{cost.driver / MB:.0f} MB"))
-        figures[f"driver_mb_{n}_parts"] = round(cost.driver / MB, 1)
-        for path in (tiny, folder / f"simulated-{n}"):
-            shutil.rmtree(path)
-    sizes = list(figures.values())
-    figures["driver_largest_over_smallest"] = round(float(sizes[-1]) / float(sizes[0]), 3)
+def measure_shards(options: argparse.Namespace) -> dict[str, float | str]:
+    """Let the driver work on more and more files; return the figures by their names."""
+    measured = [measure_driver(n) for n in ((100, 1_000) if options.quick else (1_000, 10_000, 100_000))]
     print()
-    show("the driver alone, with simulated parts", ("parts", "seconds", "driver"), rows)
+    show(
+        "the driver alone, with simulated workers; peak resident memory",
+        ("files", "seconds", "when the files were found", "peak"),
+        [
+            (
+                f"{one['n_files']:,}",
+                f"{one['seconds']:.1f}",
+                f"{one['after_find_mib']:.0f} MiB",
+                f"{one['peak_mib']:.0f} MiB",
+            )
+            for one in measured
+        ],
+    )
+    figures: dict[str, float | str] = {f"driver_mib_{one['n_files']}_files": round(one["peak_mib"]) for one in measured}
+    figures["driver_largest_over_smallest"] = round(measured[-1]["peak_mib"] / measured[0]["peak_mib"], 3)
     return figures
 
 
