@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple, NoReturn
 from evalkit import progress
 from evalkit.addresses import is_address, local_part, without_query
 from evalkit.corpora.hub import DatasetPart, files_of_dataset, is_dataset
-from evalkit.corpora.remote import Address, files_at, sizes_of
+from evalkit.corpora.remote import Address, files_at, is_web, sizes_of
 from evalkit.corpora.streams import Compression
 from evalkit.errors import InputError
 
@@ -141,9 +141,10 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     return sorted(shards.values(), key=_place)
 
 
-def _check_told_apart(shards: Iterable[ShardPath]) -> None:
+def _check_told_apart(paths: Iterable[ShardPath | str]) -> None:
     """Refuse addresses of which only the query differs: the tables, which leave it out, could not tell them apart."""
-    for name, n_files in Counter(str(path) for path in shards if isinstance(path, Address)).items():
+    names = (str(path) for path in paths if isinstance(path, Address) and is_web(path.url))
+    for name, n_files in Counter(names).items():
         if n_files > 1:
             raise InputError(
                 f"{n_files} addresses differ only in their query, which is not recorded, as it can hold a signature",
