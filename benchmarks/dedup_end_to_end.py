@@ -12,8 +12,8 @@ explained, or the benchmark fails: its similarity is below the threshold (no one
 with the other side's permutations. (The pairs of a cluster are missed together or not at all, so that their number
 varies more than that of independent ones.)
 
-*Ten million*, or a hundred: signatures that are made when they are read (dedup_shuffle.py), among them planted copies of
-which each value agrees with a given probability. They take the way of a corpus from its signatures on, in processes
+*Ten million*, or a hundred: signatures that are made when they are read (dedup_shuffle.py), among them planted copies
+of which each value agrees with a given probability. They take the way of a corpus from its signatures on, in processes
 whose own memory is watched. The share of the planted pairs that is found must be the theory's, within four standard
 errors; no other pair may be found, and all exact copies.
 """
@@ -27,7 +27,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
@@ -35,8 +34,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from harness import ROOT, arguments, finish, peer_environment, show, time_command
 from dedup_shuffle import SIMILARITIES
+from harness import ROOT, arguments, finish, peer_environment, show, time_command
 from models import DATA
 from planting import read_documents
 

@@ -76,7 +76,8 @@ def sorted_rows(rows: Int64, n_keys: int | None = None) -> Int64:
     ordered = shuffle_kernels.radix_sorted(np.ascontiguousarray(rows), n_keys or rows.shape[1])
     if not shuffle_kernels.insert_sorted(ordered, _MOVES * len(rows)):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
-    return np.asarray(ordered)
+    found: Int64 = np.asarray(ordered)
+    return found
 
 
 def distinct_rows(ordered: Int64) -> Int64:
