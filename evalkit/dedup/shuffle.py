@@ -76,15 +76,14 @@ def sorted_rows(rows: Int64, n_keys: int | None = None) -> Int64:
     ordered = shuffle_kernels.radix_sorted(np.ascontiguousarray(rows), n_keys or rows.shape[1])
     if not shuffle_kernels.insert_sorted(ordered, _MOVES * len(rows)):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
-    found: Int64 = np.asarray(ordered)
-    return found
+    return np.asarray(ordered, dtype=np.int64)
 
 
 def distinct_rows(ordered: Int64) -> Int64:
     """Return sorted rows without repetitions."""
     if len(ordered) < 2:
         return ordered
-    return ordered[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
+    return np.asarray(ordered[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))])
 
 
 @contextlib.contextmanager
