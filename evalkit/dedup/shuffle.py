@@ -29,7 +29,7 @@ Float64 = npt.NDArray[np.float64]
 MEMORY_BYTES: Final = 1 << 30
 """Of the arrays of one task, unless the caller says otherwise."""
 
-FAN_IN: Final = 128
+FAN_IN: Final = 512
 """Most runs that one task opens; more are merged to fewer first."""
 
 _COPIES: Final = 5

@@ -112,6 +112,7 @@ def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus,
         [(1, 1 << 30, 1 << 16), (2, 2500, 1 << 30), (1, 4000, 15_000)]
     ):
         monkeypatch.setattr(deduplication, "PART_BYTES", n_bytes)
+        monkeypatch.setattr(deduplication, "FAN_IN", 4 if memory < 1 << 16 else 512)
         rng.shuffle(shards)
         out = run(
             corpus, tmp_path / str(number), n_workers=n_workers, shards=shards, memory_bytes=memory
