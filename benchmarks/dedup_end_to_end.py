@@ -1,4 +1,4 @@
-"""Deduplication from files to files: evalkit beside datatrove; and ten million signatures in bounded memory.
+"""Deduplication from files to files: evalkit beside datatrove; and ten million signatures, or more, in bounded memory.
 
 python benchmarks/dedup_end_to_end.py --json
 
@@ -12,9 +12,10 @@ explained, or the benchmark fails: its similarity is below the threshold (no one
 with the other side's permutations. (The pairs of a cluster are missed together or not at all, so that their number
 varies more than that of independent ones.)
 
-*Ten million*: random signatures, and planted among them copies of which each value agrees with a given probability.
-They take the way of a corpus from its signatures on, in one process, whose peak memory is the kernel's own figure.
-The share of the planted pairs that is found must be the theory's, within four standard errors.
+*Ten million*, or a hundred: signatures that are made when they are read (dedup_shuffle.py), among them planted copies
+of which each value agrees with a given probability. They take the way of a corpus from its signatures on, in processes
+whose own memory is watched. The share of the planted pairs that is found must be the theory's, within four standard
+errors; no other pair may be found, and all exact copies.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+from dedup_shuffle import SIMILARITIES
 from harness import ROOT, arguments, finish, peer_environment, show, time_command
 from models import DATA
 from planting import read_documents
@@ -47,8 +47,6 @@ from evalkit.dedup.signatures import sign
 REQUIREMENTS = ["datatrove[io,processing]==0.10.1"]
 THRESHOLD, NUM_PERM, SIZE = 0.8, 128, 5
 BANDS = choose_bands(THRESHOLD, NUM_PERM, 1 - FALSE_NEGATIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
-SIMILARITIES = (0.65, 0.7, 0.8, 0.9)
-"""Of the planted pairs."""
 
 PEER = """
 import sys
@@ -87,40 +85,6 @@ if __name__ == "__main__":
     main()
 """
 
-# Runs in a process of its own, whose peak memory is measured.
-MILLIONS = """
-import json, sys, time
-from pathlib import Path
-from evalkit.dedup.dedup import DedupSpec, Run
-from evalkit.dedup.clusters import make_clusters
-from evalkit.dedup.lsh import Bands
-from evalkit.dedup.parts import Part
-from evalkit.engines import LocalEngine
-
-class FromSignatures(Run):
-    @property
-    def parts(self):
-        return self.given
-
-folder, n_bands, n_rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-# Verified by the estimate: there are no texts.
-spec = DedupSpec(threshold=0.4, bands=Bands(n_bands, n_rows), verify=False)
-begun = time.perf_counter()
-run = FromSignatures([], folder / "out", spec, "text", None, LocalEngine(1))
-run.given = tuple(Part(path.with_suffix("")) for path in sorted(folder.glob("*.parquet")))
-run.tasks = [None] * len(run.given)
-run.sign()
-exact = run.find_exact()
-pairs, similarities, n_candidates, n_large = run.find_pairs(exact)
-clusters = make_clusters(pairs, similarities, run.rank(), spec.threshold, run.measure)
-seconds = time.perf_counter() - begun
-import numpy as np
-np.save(folder / "pairs.npy", pairs)
-peak = {line.split(":")[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")}
-print(json.dumps({"seconds": seconds, "peak_kb": peak["VmHWM"], "n_pairs": len(pairs),
-                  "n_candidates": n_candidates, "n_clustered": len(clusters.documents)}))
-"""
-
 
 def main() -> None:
     """Measure what was asked for and print the figures."""
@@ -129,6 +93,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="documents of the pipeline; default: all of the corpus")
     parser.add_argument("--copies", type=int, default=4, choices=range(1, 9), help="of these (default 4)")
     parser.add_argument("--signatures", type=int, default=10_000_000, help="synthetic signatures (default 10,000,000)")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB of each worker for signatures (default 1024)")
+    parser.add_argument("--folder", type=Path, help="where the files in between lie; default: a temporary folder")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of each side")
     parser.add_argument("--only", choices=("pipeline", "signatures"), help="leave the other part out")
     parser.add_argument("--quick", action="store_true", help="5,000 documents, one run, and 300,000 signatures")
@@ -136,11 +102,11 @@ def main() -> None:
     if options.quick:
         options.runs, options.documents, options.signatures = 1, 5_000, 300_000
     figures: dict[str, Any] = {"bands": BANDS.n_bands, "rows": BANDS.n_rows}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.only != "signatures":
             figures |= pipeline(Path(folder), options)
         if options.only != "pipeline":
-            figures |= millions(Path(folder) / "millions", options.signatures)
+            figures |= millions(Path(folder) / "millions", options)
     finish(options, figures)
 
 
@@ -247,76 +213,48 @@ def compare(texts: list[str], n_each: int, ours: Path, theirs: Path) -> dict[str
 # --- Ten million signatures ---
 
 
-def millions(folder: Path, n: int) -> dict[str, Any]:
-    """Seconds, memory and recall on synthetic signatures."""
-    n_planted = max(1000, n // 400)
-    begun = time.perf_counter()
-    planted = write_signatures(folder, n, n_planted)
-    print(f"\n{n:,} signatures written in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+def millions(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, memory, disk and recall on synthetic signatures."""
+    folder.mkdir()
+    n, bands = options.signatures, f"{BANDS.n_bands}x{BANDS.n_rows}"
+    command = [sys.executable, Path(__file__).with_name("dedup_shuffle.py"), folder, n, options.workers]
     done = subprocess.run(
-        [sys.executable, "-c", MILLIONS, str(folder), str(BANDS.n_bands), str(BANDS.n_rows)],
+        [*map(str, command), str(options.memory << 20), bands],
         stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     told = json.loads(done.stdout.splitlines()[-1])
-    found = set(map(tuple, np.load(folder / "pairs.npy").tolist()))
     rows, recall = [], {}
-    n_false = len(found - {pair for pairs in planted.values() for pair in pairs})
-    for similarity, pairs in planted.items():
+    for similarity, n_found in zip(SIMILARITIES, told["found"], strict=True):
         theory = float(BANDS.probability(similarity))
-        share = sum(pair in found for pair in pairs) / len(pairs)
-        error = sqrt(theory * (1 - theory) / len(pairs))
+        share = n_found / told["n_planted"]
+        error = sqrt(theory * (1 - theory) / told["n_planted"])
         rows.append((f"{similarity:.2f}", f"{share:.5f}", f"{theory:.5f}", f"{error:.5f}"))
         recall[f"recall_{similarity}"] = round(share, 6)
         recall[f"theory_{similarity}"] = round(theory, 6)
-        if abs(share - theory) > 4 * error + 1 / len(pairs):
+        if abs(share - theory) > 4 * error + 1 / told["n_planted"]:
             sys.exit(f"at {similarity} a share of {share} is found, and the theory says {theory}")
-    gigabytes = told["peak_kb"] / 2**20
+    if told["n_not_planted"] or told["n_equal"] != told["n_equal_planted"]:
+        sys.exit(f"pairs that nobody planted, or exact copies that were not found: {told}")
+    driver, worker, disk = (told[name] / 2**30 for name in ("driver_bytes", "worker_bytes", "disk_bytes"))
     show(
-        f"{n:,} signatures, {n_planted:,} pairs of each similarity: {told['seconds']:.0f} s, peak memory "
-        f"{gigabytes:.2f} GiB, {n_false} pairs that nobody planted",
+        f"{n:,} signatures, {told['n_planted']:,} pairs of each similarity, {options.workers} workers of "
+        f"{options.memory} MiB: {told['seconds']:.0f} s; own memory {driver:.2f} GiB (driver), {worker:.2f} GiB "
+        f"(largest worker); files {disk:.1f} GiB",
         ("similarity", "found", "theory", "standard error"),
         rows,
     )
+    show("steps", ("step", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in told["steps"].items()])
     return {
         "n_signatures": n,
         "signatures_s": round(told["seconds"], 1),
-        "peak_memory_gib": round(gigabytes, 3),
-        "n_not_planted": n_false,
+        "steps_s": told["steps"],
+        "driver_memory_gib": round(driver, 3),
+        "worker_memory_gib": round(worker, 3),
+        "disk_gib": round(disk, 2),
+        "n_not_planted": told["n_not_planted"],
+        "n_equal": told["n_equal"],
         **recall,
     }
-
-
-def write_signatures(folder: Path, n: int, n_planted: int) -> dict[float, list[tuple[int, int]]]:
-    """Write the signatures in parts of 500,000, as `sign_part` does, and return the planted pairs."""
-    from evalkit.corpora.documents import ShardCounts
-    from evalkit.dedup.parts import _TABLE, HASH_BYTES, Part, write_part
-
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    # Originals stand in the first half, copies in the second.
-    originals = generator.choice(n // 2, n_planted * len(SIMILARITIES), replace=False)
-    copies = n // 2 + generator.choice(n - n // 2, len(originals), replace=False)
-    level = np.repeat(SIMILARITIES, n_planted)
-    kept = np.empty((len(originals), NUM_PERM), dtype=np.uint32)
-    size = 500_000
-    for number, low in enumerate(range(0, n, size)):
-        high = min(n, low + size)
-        signatures = generator.integers(0, 1 << 32, (high - low, NUM_PERM), dtype=np.uint32)
-        # Those of the copies that stand before the end of the first half get theirs when they come.
-        here = np.flatnonzero((originals >= low) & (originals < high))
-        kept[here] = signatures[originals[here] - low]
-        here = np.flatnonzero((copies >= low) & (copies < high))
-        agrees = generator.random((len(here), NUM_PERM)) < level[here, np.newaxis]
-        mine = signatures[copies[here] - low]
-        signatures[copies[here] - low] = np.where(agrees, kept[here], mine)
-        hashes = pa.array(
-            [one.tobytes() for one in generator.integers(0, 1 << 63, (high - low, 2))], type=pa.binary(HASH_BYTES)
-        )
-        rows, ones = np.arange(high - low), np.full(high - low, 100)
-        table = pa.table([rows, pa.nulls(high - low, pa.string()), hashes, hashes, ones, ones], schema=_TABLE)
-        write_part(Part(folder / f"{number:04}"), signatures, table, high - low, ShardCounts())
-    pairs = list(zip(originals.tolist(), copies.tolist(), strict=True))
-    return {s: pairs[k * n_planted : (k + 1) * n_planted] for k, s in enumerate(SIMILARITIES)}
 
 
 if __name__ == "__main__":

@@ -68,22 +68,27 @@ class MadePart(Part):
 
     @property
     def is_signed(self) -> bool:
+        """Always."""
         return True
 
     @property
     def n_documents(self) -> int:
+        """How many there are."""
         return self.n
 
     @property
     def n_tokens(self) -> npt.NDArray[np.int64]:
+        """All are of one token."""
         return np.ones(self.n, dtype=np.int64)
 
     @property
     def counts(self) -> dict[str, Any]:
+        """All rows are documents."""
         return {"n_lines": self.n, "n_empty": 0, "n_bad": 0, "bad_rows": []}
 
     @property
     def signatures(self) -> npt.NDArray[np.uint32]:
+        """Random ones, and those of planted pairs."""
         generator = np.random.Generator(np.random.SFC64([7, self.first]))
         values = generator.integers(0, 1 << 64, (self.n, NUM_PERM // 2), dtype=np.uint64, endpoint=False)
         values = values.view(np.uint32)
@@ -98,6 +103,7 @@ class MadePart(Part):
         return values
 
     def hashes(self, name: str) -> Iterator[npt.NDArray[np.uint64]]:
+        """Those of a document's number, or of the one that it is a copy of."""
         numbers = np.arange(self.first, self.first + self.n, dtype=np.uint64)
         copies = np.flatnonzero(numbers % EQUAL_EVERY == EQUAL_EVERY - 1)
         of = mixed(numbers[copies], 3) % numbers[copies]
@@ -118,6 +124,7 @@ class FromSignatures(Run):
 
     @property
     def parts(self) -> tuple[Part, ...]:
+        """The given ones."""
         return self.given
 
     def _all(self, what: str, function: Any, tasks: Any) -> None:

@@ -1030,6 +1030,10 @@ def dedup(
     ] = None,
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
+    memory: Annotated[
+        int,
+        typer.Option(min=64, help="MiB of documents and pairs that each process holds at a time, beside its programs."),
+    ] = 1024,
     allow_bad_rows: Annotated[int, typer.Option(help="Unreadable rows accepted before the exit code is 1.")] = 0,
     overwrite: Annotated[
         bool,
@@ -1081,21 +1085,30 @@ def dedup(
                 do="Leave out --write, --substrings and --figure, or give them to a run of their own",
             )
         items = _item_texts(_benchmarks(against, fields, tasks_dir, data, task_seed, "--against"))
-        n_bad_rows = _dedup_against(find_shards(corpus), items, out, spec, options, as_json=as_json)
+        n_bad_rows = _dedup_against(find_shards(corpus), items, out, spec, options, memory << 20, as_json=as_json)
     else:
-        n_bad_rows = _dedup(find_shards(corpus), out, spec, options, substrings, write, figure, as_json=as_json)
+        n_bad_rows = _dedup(
+            find_shards(corpus), out, spec, options, memory << 20, substrings, write, figure, as_json=as_json
+        )
     if n_bad_rows > allow_bad_rows:
         raise typer.Exit(EXIT_BAR_NOT_MET)
 
 
 def _dedup_against(
-    shards: list[Shard], items: list[ItemText], out: Path, spec: DedupSpec, options: dict[str, Any], *, as_json: bool
+    shards: list[Shard],
+    items: list[ItemText],
+    out: Path,
+    spec: DedupSpec,
+    options: dict[str, Any],
+    memory_bytes: int,
+    *,
+    as_json: bool,
 ) -> int:
     """Compare a corpus with benchmarks and print the result; return how many rows could not be read."""
     from evalkit.dedup.against import against
     from evalkit.reports.duplicates import render_against
 
-    result = against(shards, items, out, spec, **options)
+    result = against(shards, items, out, spec, **options, memory_bytes=memory_bytes)
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -1108,6 +1121,7 @@ def _dedup(
     out: Path,
     spec: DedupSpec,
     options: dict[str, Any],
+    memory_bytes: int,
     substrings: int | None,
     write: Path | None,
     figure: Path | None,
@@ -1126,7 +1140,7 @@ def _dedup(
         check_figure_path(figure)
     if write:
         check_apart(write, shards)
-    result = dedup(shards, out, spec, **options)
+    result = dedup(shards, out, spec, **options, memory_bytes=memory_bytes)
     printed, console = result.to_dict(), _console()
     if not as_json:
         duplicates.render_duplicates(result, console)

@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from evalkit.dedup import kernels
 from evalkit.dedup.arrays import load_array, save_array
 from evalkit.dedup.components import connect
+from evalkit.dedup.large_component import LargeComponent
 from evalkit.dedup.shuffle import (
     from_bits,
     merged,
@@ -271,13 +272,18 @@ _PAIR_BYTES: Final = 256
 
 
 def cluster(task: ClusterTask) -> None:
-    """Cluster some components at a time, whole ones."""
+    """Cluster some components at a time, whole ones; one that does not fit into the memory from the disk."""
     rows = load_array(task.labelled)
     start, stop = np.searchsorted(rows[:, 0], [task.low, min(task.high, (1 << 63) - 1)])
+    most = max(1, task.memory_bytes // _PAIR_BYTES)
     counts = np.zeros(3, dtype=np.int64)
-    with sorting(task.path, 3, task.memory_bytes // 4) as add:
-        for low, high in whole_groups(rows[start:stop, 0], max(1, task.memory_bytes // _PAIR_BYTES)):
+    with sorting(task.path, 3, task.memory_bytes // 4, unique=True) as add:
+        for low, high in whole_groups(rows[start:stop, 0], most):
             some = rows[start + low : start + high]
+            if len(some) > most:
+                n_documents, is_split = _cluster_large(task, some[:, 1:], add)
+                counts = np.array([counts[0] + 1, max(counts[1], n_documents), counts[2] + is_split])
+                continue
             documents, places = np.unique(some[:, 1:3], return_inverse=True)
             rank = np.arange(len(documents))
             if task.signatures:
@@ -292,6 +298,29 @@ def cluster(task: ClusterTask) -> None:
             counts[1] = max(counts[1], found.largest_component)
             counts[2] += found.n_split
         save_array(task.counts_path, counts)
+
+
+def _cluster_large(task: ClusterTask, pairs: Int64, add: Callable[[Int64], None]) -> tuple[int, bool]:
+    """Cluster one component from the disk, as `make_clusters` does; return its size, and whether it was split."""
+    n_tokens = task.signatures.n_tokens if task.signatures else None
+    component = LargeComponent(pairs, task.path.with_suffix(".component"), n_tokens, task.memory_bytes // 2)
+    try:
+
+        def is_member(values: Float64) -> npt.NDArray[np.bool_]:
+            return reaches(values, task.threshold) if task.split else np.ones(len(values), dtype=bool)
+
+        is_split = False
+        for _ in range(MEASURED_CLUSTERS):
+            if not component.n_left:
+                break
+            for rows in component.best_cluster(task.how.measure, is_member):
+                add(rows)
+            is_split |= component.n_left > 0
+        for rows in component.neighbours() if component.n_left else ():
+            add(rows)
+        return component.n_documents, is_split
+    finally:
+        component.remove()
 
 
 class Measures(Protocol):

@@ -3,9 +3,9 @@
 While the edges do not fit into the memory, they are replaced, round by round, by fewer and shorter ones that connect
 the same: *large-star* connects every greater neighbour of a node with the least one, *small-star* every lesser
 neighbour, and the node itself (Kiveris, Lattanzi, Mirrokni, Rastogi, Vassilvitskii: Connected components in MapReduce
-and beyond, SoCC 2014). Each is a sort on the disk and one pass through what is sorted, in which a node's least neighbour
-comes first: nothing is held of a node but that, however many neighbours it has. In the end every node of a component
-points to its least one; rounds are of the order of the logarithm of the longest path.
+and beyond, SoCC 2014). Each is a sort on the disk and one pass through what is sorted, in which a node's least
+neighbour comes first: nothing is held of a node but that, however many neighbours it has. In the end every node of a
+component points to its least one; rounds are of the order of the logarithm of the longest path.
 """
 
 from __future__ import annotations

@@ -565,7 +565,8 @@ class Run:
         if not done.exists():
             if not all(_is_done(task) for tasks in bucket_tasks for task in tasks):
                 band_tasks = [
-                    BandTask(group, self.bands, self._band_sets, self.equal, self.memory_bytes, tuple(one[group.number] for one in runs),
+                    BandTask(group, self.bands, self._band_sets, self.equal, self.memory_bytes,
+                             tuple(one[group.number] for one in runs),
                              self.work / f"band-done-{group.number}.npy")
                     for group in self.groups
                 ]  # fmt: skip

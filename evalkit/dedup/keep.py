@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import pyarrow.compute as pc
+from pyarrow.dataset import dataset
 
-from evalkit import tables
 from evalkit.corpora.layout import check_apart, layout
 from evalkit.corpora.shards import Shard
 from evalkit.corpora.writers import rewrite_shard
@@ -29,11 +30,12 @@ _BEGUN: Final = ".dedup.json"
 
 @dataclass(frozen=True)
 class KeepTask:
-    """A file to be written without some rows. It can be pickled, and needs nothing but files."""
+    """A file to be written without what is not kept. It can be pickled, and needs nothing but files."""
 
     shard: Shard
     target: Path
-    removed: tuple[int, ...]
+    clusters: Path
+    n_removed: int
     text_column: str | tuple[str, ...]
     id_column: str | None
 
@@ -51,12 +53,29 @@ def write_file(task: KeepTask) -> None:
         beside = temporary.with_name(f".{temporary.name}{task.target.name}")
         try:
             rewrite_shard(
-                task.shard, beside, task.removed, lambda row, doc_id, texts: (),
+                task.shard, beside, tuple(_removed_rows(task)), lambda row, doc_id, texts: (),
                 text_column=task.text_column, id_column=task.id_column,
             )  # fmt: skip
             beside.replace(temporary)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _removed_rows(task: KeepTask) -> list[int]:
+    """The rows of the file that are not kept, from those row groups of the table that have the file."""
+    if not task.n_removed:
+        return []
+    chosen = (pc.field("file") == str(task.shard.path)) & ~pc.field("keep")
+    return sorted(dataset(task.clusters).to_table(columns=["row"], filter=chosen)["row"].to_pylist())
+
+
+def _count_removed(clusters: Path) -> dict[str, int]:
+    """How many rows of each file are not kept, from the table read a stretch at a time."""
+    counts = Counter[str]()
+    for batch in dataset(clusters).to_batches(columns=["file"], filter=~pc.field("keep")):
+        for one in pc.value_counts(batch["file"]).to_pylist():
+            counts[one["values"]] += one["counts"]
+    return counts
 
 
 def write_kept(
@@ -107,26 +126,28 @@ def write_kept(
     if sorted((path, size) for _, path, size in record["files"]) != [(str(one.path), one.size) for one in ordered]:
         raise InputError("the corpus is another than it was", where=str(directory), do="Run evalkit dedup again")
     check_apart(out, ordered)
-    clusters = tables.read(directory / CLUSTERS, tables.CLUSTERS)
-    removed = clusters.filter(pc.invert(clusters["keep"]))
     columns = text_column if isinstance(text_column, str) else tuple(text_column)
-    tasks = []
-    for shard, name in zip(ordered, layout(ordered), strict=True):
-        mine = removed.filter(pc.equal(removed["file"], str(shard.path)))
-        tasks.append(KeepTask(shard, out / name, tuple(sorted(mine["row"].to_pylist())), columns, id_column))
-    _prepare(out, tasks, overwrite=overwrite)
+    clusters = directory / CLUSTERS
+    n_removed = _count_removed(clusters)
+    tasks = [
+        KeepTask(shard, out / name, clusters, n_removed.get(str(shard.path), 0), columns, id_column)
+        for shard, name in zip(ordered, layout(ordered), strict=True)
+    ]
+    _prepare(out, tasks, record, overwrite=overwrite)
     left = [task for task in tasks if not task.target.exists()]
     with progress_bar("writing", len(left) or None) as bar:
         for _ in engine_for(shards, engine).map(write_file, left):
             bar.advance()
-    counts = [{"file": str(task.target), "n_removed": len(task.removed)} for task in tasks]
-    write_json(out / WRITTEN, {"dedup": str(directory), "n_removed": len(removed), "files": counts})
+    counts = [{"file": str(task.target), "n_removed": task.n_removed} for task in tasks]
+    write_json(out / WRITTEN, {"dedup": str(directory), "n_removed": sum(n_removed.values()), "files": counts})
     return [task.target for task in tasks]
 
 
-def _prepare(out: Path, tasks: Sequence[KeepTask], *, overwrite: bool) -> None:
+def _prepare(out: Path, tasks: Sequence[KeepTask], record: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse a folder that is in use; remove what was written to it from other clusters."""
-    what = [[str(task.shard.path), task.shard.size, task.removed] for task in tasks]
+    # What a deduplication finds follows from its parts and its settings.
+    what = [[str(task.shard.path), task.shard.size, task.n_removed] for task in tasks]
+    what += [record["parts"], record["spec"]]
     key = {"key": hashlib.sha256(to_json(what)).hexdigest()}
     begun = out / _BEGUN
     if begun.exists():

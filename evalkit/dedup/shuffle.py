@@ -29,7 +29,7 @@ Float64 = npt.NDArray[np.float64]
 MEMORY_BYTES: Final = 1 << 30
 """Of the arrays of one task, unless the caller says otherwise."""
 
-FAN_IN: Final = 128
+FAN_IN: Final = 512
 """Most runs that one task opens; more are merged to fewer first."""
 
 _COPIES: Final = 5
@@ -76,14 +76,14 @@ def sorted_rows(rows: Int64, n_keys: int | None = None) -> Int64:
     ordered = shuffle_kernels.radix_sorted(np.ascontiguousarray(rows), n_keys or rows.shape[1])
     if not shuffle_kernels.insert_sorted(ordered, _MOVES * len(rows)):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
-    return np.asarray(ordered)
+    return np.asarray(ordered, dtype=np.int64)
 
 
 def distinct_rows(ordered: Int64) -> Int64:
     """Return sorted rows without repetitions."""
     if len(ordered) < 2:
         return ordered
-    return ordered[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))]
+    return np.asarray(ordered[np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))])
 
 
 @contextlib.contextmanager

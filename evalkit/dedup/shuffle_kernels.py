@@ -110,3 +110,58 @@ def least_members(one: Any, other: Any, n: int) -> Int64:
         # The parent is less, and so has its root already.
         parent[node] = parent[parent[node]]
     return parent
+
+
+@njit(cache=True, nogil=True)
+def receive(rows: Any, low: int, kept: Any, found: Any) -> None:
+    """Let each place of a block that is left be taken by the first that asks for it.
+
+    Parameters
+    ----------
+    rows
+        int64[n, 3]: place, the one that takes it, the bits of their similarity.
+    low
+        First place of the block.
+    kept, found
+        int64[n], float64[n]: by whom each place of the block was taken (-1: by none yet), and how similar they are.
+    """
+    bits = np.empty(1, dtype=np.int64)
+    for r in range(len(rows)):
+        place = rows[r, 0] - low
+        if kept[place] == -1:
+            bits[0] = rows[r, 2]
+            kept[place], found[place] = rows[r, 1], bits.view(np.float64)[0]
+
+
+@njit(cache=True, nogil=True)
+def take_neighbours(rows: Any, low: int, kept: Any, found: Any) -> Any:
+    """Let each place of a block that nobody has taken take its neighbours, in order.
+
+    Parameters
+    ----------
+    rows
+        int64[n, 3], sorted: place in the block, a later place, the bits of their similarity.
+    low, kept, found
+        As `receive` has them.
+
+    Returns
+    -------
+    sent
+        int64[m, 3]: what is for later blocks, as `receive` takes it.
+    """
+    sent = np.empty_like(rows)
+    bits = np.empty(1, dtype=np.int64)
+    n = 0
+    for r in range(len(rows)):
+        one, other = rows[r, 0], rows[r, 1]
+        if kept[one - low] == -1:
+            kept[one - low], found[one - low] = one, 1.0
+        if kept[one - low] != one:
+            continue
+        if other - low >= len(kept):
+            sent[n, 0], sent[n, 1], sent[n, 2] = other, one, rows[r, 2]
+            n += 1
+        elif kept[other - low] == -1:
+            bits[0] = rows[r, 2]
+            kept[other - low], found[other - low] = one, bits.view(np.float64)[0]
+    return sent[:n].copy()

@@ -6,11 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.dedup import clusters
-from evalkit.dedup.clusters import make_clusters
+from evalkit.dedup.arrays import load_array
+from evalkit.dedup.clusters import ClusterTask, make_clusters
+from evalkit.dedup.shuffle import from_bits, write_rows
 
 N = 9
 VALUES = st.lists(st.sampled_from([0.1, 0.5, 0.7, 0.8, 0.9, 1.0]), min_size=N * N, max_size=N * N)
@@ -92,3 +94,60 @@ def test_a_chain_is_split_unless_it_is_wanted():
     assert chain.kept.tolist() == [0, 0, 2, 2, 4, 4, 6, 6]  # and 8 is alone
     assert (chain.n_split, chain.n_components, chain.largest_component) == (1, 1, N)
     assert clustered(similarity, 0.8, np.arange(N), split=False).kept.tolist() == [0] * N
+
+
+class Known:
+    """Similarities and tokens of documents, from arrays."""
+
+    def __init__(self, similarity, tokens):
+        self.similarity, self.tokens = similarity, tokens
+
+    def measure(self, pairs):
+        assert (pairs[:, 0] < pairs[:, 1]).all()
+        return self.similarity[tuple(pairs.T)]
+
+    def n_tokens(self, documents):
+        return self.tokens[documents]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    n=st.integers(2, 60),
+    density=st.sampled_from([0.02, 0.05, 0.2]),
+    measured=st.sampled_from([0, 1, 20]),
+    split=st.booleans(),
+    longest=st.booleans(),
+    memory_bytes=st.sampled_from([1000, 3000, 6000]),
+)
+def test_components_that_do_not_fit_are_clustered_as_in_memory(
+    tmp_path_factory, seed, n, density, measured, split, longest, memory_bytes
+):
+    rng = np.random.default_rng(seed)
+    similarity = rng.choice([0.1, 0.7, 0.8, 0.9, 1.0], p=[1 - density, *[density / 4] * 4], size=(n, n))
+    similarity = np.triu(similarity, 1)
+    similarity[np.arange(n - 1), np.arange(1, n)] = 0.85  # one long chain through all of it
+    similarity += similarity.T + np.eye(n)
+    tokens = rng.integers(1, 5, n)
+    pairs = np.argwhere(np.triu(similarity, 1) >= 0.8)
+    values = similarity[tuple(pairs.T)]
+    folder = tmp_path_factory.mktemp("large")
+    write_rows(folder / "labelled.npy", np.column_stack([np.zeros(len(pairs), dtype=int), pairs, values.view(int)]))
+    known = Known(similarity, tokens)
+    task = ClusterTask(
+        folder / "labelled.npy", 0, 1 << 63, known, known if longest else None, 0.8, split, memory_bytes,
+        folder / "clusters.npy",
+    )  # fmt: skip
+    rank = np.arange(n)
+    if longest:
+        rank[np.lexsort((rank, -tokens))] = np.arange(n)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(clusters, "MEASURED_CLUSTERS", measured)
+        clusters.cluster(task)
+        expected = make_clusters(pairs, values, rank, 0.8, known.measure, split=split)
+    found = load_array(task.path)
+    assert found[:, :2].tolist() == np.column_stack([expected.documents, expected.kept]).tolist()
+    assert from_bits(found[:, 2]).tolist() == expected.similarities.tolist()
+    counts = [expected.n_components, expected.largest_component, expected.n_split]
+    assert load_array(task.counts_path).tolist() == counts
+    assert len(list(folder.iterdir())) == 3
