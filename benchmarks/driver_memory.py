@@ -61,7 +61,10 @@ class SimulatedWorkers(LocalEngine):
             yield number, None
 
     def _scan(self, task: ScanTask) -> None:
-        kind = (task.shard.start // LINE_BYTES % 10, Path(str(task.shard.path)).stem[-1], len(task.pieces))
+        part = task.shard
+        # A line that begins at a cut belongs to the part before it, so the first part has two and the last has none.
+        ends = (part.start == 0, part.stop in (None, part.size))
+        kind = (part.start // LINE_BYTES % 10, Path(str(part.path)).stem[-1], *ends)
         path, n_links = self._made.get(kind, (None, 0))
         if path is None or n_links >= LINKS:
             scan_part(task)
