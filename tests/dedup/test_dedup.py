@@ -109,10 +109,10 @@ def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus,
     shards = find_shards([str(corpus)])
     rng = random.Random(0)
     for number, (n_workers, n_bytes, memory) in enumerate(
-        [(1, 1 << 30, 1 << 16), (2, 2500, 1 << 30), (1, 4000, 15_000)]
+        [(1, 1 << 30, 1 << 16), (2, 2500, 1 << 30), (1, 4000, 1 << 16)]
     ):
         monkeypatch.setattr(deduplication, "PART_BYTES", n_bytes)
-        monkeypatch.setattr(deduplication, "FAN_IN", 4 if memory < 1 << 16 else 512)
+        monkeypatch.setattr(deduplication, "FAN_IN", 4 if n_bytes == 4000 else 512)
         rng.shuffle(shards)
         out = run(
             corpus, tmp_path / str(number), n_workers=n_workers, shards=shards, memory_bytes=memory
@@ -175,6 +175,20 @@ def test_a_run_that_dies_goes_on_where_it_was(corpus, whole, tmp_path):
     # 6 to sign; 5 for equal texts, 1 for known pairs; 1 sort of keys, 1 of buckets, 1 pack, 1 of candidates; 6 sets, 1
     # comparison, 1 merge; 4 for clusters. Parts are counted anew in each run.
     assert n_runs == 12
+    assert clusters(out) == expected
+
+
+def test_a_run_in_little_memory_that_dies_again_and_again_goes_on(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(deduplication, "FAN_IN", 3)
+    out, spec, memory_bytes = tmp_path / "out", replace(SPEC, bands=Bands(4, 2), keep="longest"), 20_000
+    expected = clusters(run(corpus, tmp_path / "other", spec).directory)
+    n_runs = 0
+    while not (out / RECORD).exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            n_runs += 1
+            dedup(find_shards([str(corpus)]), out, spec, engine=DyingEngine(5), memory_bytes=memory_bytes)
+        assert n_runs < 100
+    assert n_runs > 10
     assert clusters(out) == expected
 
 
