@@ -10,7 +10,7 @@ cluster has one node of two processors, and is there before, as a cluster is.
   local time over Ray's. That the tables of both are the same to the last byte is checked.
 - *worker*: the largest anonymous memory of one worker (mapped files and shared memory do not count: the system takes
   them back when they are needed), for a quarter of the corpus and for all of it.
-- *driver*: the same of the process that was started; and its peak resident memory for 1,000, 10,000 and 100,000 files
+- *driver*: the same of the process that was started; and its peak resident memory for up to 100,000 parts and files
   with simulated workers (`driver_memory.py`).
 """
 
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from driver_memory import measure as measure_driver
+import driver_memory
 from harness import arguments, finish, show
 from measuring import name_of, own_bytes, tree_of, watching
 from models import DATA
@@ -173,7 +173,7 @@ def main() -> None:
     """Measure both engines, then the driver alone."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="audits on each engine, of which the median counts")
-    parser.add_argument("--quick", action="store_true", help="try the script: 20 MB, 100 and 1,000 files")
+    parser.add_argument("--quick", action="store_true", help="try the script: 20 MB, 1,000 parts")
     parser.add_argument("--only", choices=("engines", "shards"), help="measure only this")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -244,24 +244,17 @@ def check_equal(one: Path, other: Path) -> None:
 
 
 def measure_shards(options: argparse.Namespace) -> dict[str, float | str]:
-    """Let the driver work on more and more files; return the figures by their names."""
-    measured = [measure_driver(n) for n in ((100, 1_000) if options.quick else (1_000, 10_000, 100_000))]
+    """Let the driver work on more and more files and parts; return the figures by their names."""
+    shapes = ("100x1", "100x10") if options.quick else driver_memory.SHAPES
+    peaks = {shape: driver_memory.measure(shape)["peak_mib"] for shape in shapes}
     print()
     show(
-        "the driver alone, with simulated workers; peak resident memory",
-        ("files", "seconds", "when the files were found", "peak"),
-        [
-            (
-                f"{one['n_files']:,}",
-                f"{one['seconds']:.1f}",
-                f"{one['after_find_mib']:.0f} MiB",
-                f"{one['peak_mib']:.0f} MiB",
-            )
-            for one in measured
-        ],
+        "the driver alone, with simulated workers: peak resident memory",
+        ("files x parts", "peak"),
+        [(shape, f"{peak:,} MiB") for shape, peak in peaks.items()],
     )
-    figures: dict[str, float | str] = {f"driver_mib_{one['n_files']}_files": round(one["peak_mib"]) for one in measured}
-    figures["driver_largest_over_smallest"] = round(measured[-1]["peak_mib"] / measured[0]["peak_mib"], 3)
+    figures: dict[str, float | str] = {f"driver_mib_{shape}": peak for shape, peak in peaks.items()}
+    figures["driver_memory_ratio"] = round(max(peaks.values()) / peaks[shapes[0]], 2)
     return figures
 
 
