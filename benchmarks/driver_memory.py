@@ -2,10 +2,11 @@
 
     python benchmarks/driver_memory.py [--json] [--shapes 1000x1 1000x100 100000x1]
 
-A shape is FILESxPARTS: so many files, each cut into so many parts of one document. One document in ten holds a
-benchmark item. The audit's own code makes the tasks, joins what was found and writes the tables; only the workers are
-simulated: instead of scanning a part, they link what the scan of such a part has written. Each shape is measured in a
-fresh process: its peak, and before that what `find_shards` has left.
+A shape is FILESxPARTS: so many files, each cut into so many parts of one document. A hundred documents hold a
+benchmark item, whatever the shape, since memory does grow with what is found. The audit's own code makes the tasks,
+joins what was found and writes the tables; only the workers are simulated: instead of scanning a part, they link what
+the scan of such a part has written. Each shape is measured in a fresh process: its peak, and before that what
+`find_shards` has left.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ LINKS: Final = 10_000
 """Of one file; file systems allow some ten thousand."""
 
 N_ITEMS: Final = 1_000
+N_PLANTED: Final = 100
 
 
 def question(number: int) -> str:
@@ -62,9 +64,11 @@ class SimulatedWorkers(LocalEngine):
 
     def _scan(self, task: ScanTask) -> None:
         part = task.shard
-        # A line that begins at a cut belongs to the part before it, so the first part has two and the last has none.
-        ends = (part.start == 0, part.stop in (None, part.size))
-        kind = (part.start // LINE_BYTES % 10, Path(str(part.path)).stem[-1], *ends)
+        with Path(str(part.path)).open("rb") as file:
+            file.seek(part.start)
+            # A line that begins at a cut belongs to the part before it.
+            content = file.read((part.stop or part.size) - part.start + LINE_BYTES)
+        kind = (content, part.start == 0, part.stop in (None, part.size))
         path, n_links = self._made.get(kind, (None, 0))
         if path is None or n_links >= LINKS:
             scan_part(task)
@@ -84,12 +88,14 @@ def line(*, has_item: bool) -> str:
 
 def make_corpus(folder: Path, n_files: int, n_parts: int) -> None:
     """Write the items and the files, a thousand in a folder."""
+    every = n_files * n_parts // N_PLANTED
     items = (json.dumps({"question": question(number)}) for number in range(N_ITEMS))
     (folder / "items.jsonl").write_text("\n".join(items) + "\n")
     for number in range(n_files):
         place = folder / "corpus" / f"{number // FILES_IN_FOLDER:04}"
         place.mkdir(parents=True, exist_ok=True)
-        lines = (line(has_item=(number + part) % 10 == 0) for part in range(n_parts))
+        documents = range(number * n_parts, (number + 1) * n_parts)
+        lines = (line(has_item=document % every == 0) for document in documents)
         (place / f"part-{number % FILES_IN_FOLDER:05}.jsonl").write_text("".join(lines))
 
 
@@ -102,7 +108,7 @@ def lead(folder: Path, n_parts: int) -> None:
     benchmark = from_file(folder / "items.jsonl")
     result = audits.audit(shards, [benchmark], load_rules(["llama3"]), folder / "out", engine=SimulatedWorkers())
     n_documents = len(shards) * n_parts
-    if result.n_documents != n_documents or result.n_matches != n_documents // 10:
+    if result.n_documents != n_documents or result.n_matches != N_PLANTED:
         raise SystemExit(f"error: {result.n_documents} documents and {result.n_matches} matches were found")
     print(json.dumps({"found_mib": round(found), "peak_mib": round(_peak()), "seconds": time.monotonic() - begun}))
 
