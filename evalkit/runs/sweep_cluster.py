@@ -285,6 +285,8 @@ class _Driver:
         self._trouble: EvalkitError | None = None
         self._no_room_since: float | None = None
         self._idle_since: float | None = None
+        self._taken_since: float | None = None
+        self._is_wait_told = False
         self._mailbox = _make_mailbox()
 
     def run(self) -> None:
@@ -398,7 +400,7 @@ class _Driver:
             ray.kill(slot.actor)
 
     def _look_for_room(self) -> None:
-        """Wait for a node with room, but not for ever.
+        """Wait for a node with room, but not for ever; where others have all of it, wait, and say so.
 
         Raises
         ------
@@ -406,14 +408,21 @@ class _Driver:
             None has come.
         """
         if any(slot.node is not None for slot in self._slots.values()):
-            self._no_room_since = None
+            self._no_room_since = self._taken_since = None
             return
-        plan = self._plan
+        plan, now = self._plan, time.monotonic()
         if any(_room(node, plan.gpus, plan.cpus) for node in _nodes() if node.gpus >= plan.gpus):
             # It is only taken by others.
             self._no_room_since = None
+            self._taken_since = self._taken_since or now
+            if now - self._taken_since > _NO_ROOM_S and not self._is_wait_told:
+                warn(
+                    f"{_counted(len(self._queue), 'checkpoint')} waiting: no server has begun for "
+                    f"{now - self._taken_since:.0f} s. Others probably hold the cluster's GPUs or processors "
+                    "(`ray status` shows it)"
+                )
+                self._is_wait_told = True
             return
-        now = time.monotonic()
         self._no_room_since = self._no_room_since or now
         if now - self._no_room_since > _NO_ROOM_S:
             raise EngineError(

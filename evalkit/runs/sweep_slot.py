@@ -18,7 +18,7 @@ from evalkit.progress import bars_to, log_to, logger, say
 from evalkit.runs.backends import make_server, on_server, open_backend
 from evalkit.runs.evaluate import RunResult, evaluate, finished_run, load
 from evalkit.runs.lease import Lease
-from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder
+from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder, remove_old_folders
 from evalkit.runs.provenance import hash_weights
 from evalkit.runs.server import VllmServer
 from evalkit.runs.spec import RunSpec
@@ -101,6 +101,7 @@ class Slot:
         logger.info("on node %s, process %d, threads: %s, GPUs: %s", node, os.getpid(), threads, gpus)
         try:
             self._check_files()
+            remove_old_folders()
         except EvalkitError as error:
             return node, error
         return node, None
