@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -19,8 +19,9 @@ from evalkit.progress import log_to, logger, progress_bar, say, warn
 from evalkit.runs.engine import Answer, sampling_of
 from evalkit.runs.health import Finding, Thresholds, answer_health, combine, symptom_findings, warn_of
 from evalkit.runs.journal import Journal
+from evalkit.runs.lease import Lease, remove_abandoned
 from evalkit.runs.preflight import check_generation_config, check_stop_strings, check_template
-from evalkit.runs.provenance import ModelFingerprint, git_state, hardware, hash_weights, package_versions
+from evalkit.runs.provenance import git_state, hardware, hash_weights, package_versions
 from evalkit.runs.records import ItemAnswer, all_groups, group_scores, item_answers, sample_rows, scores_of
 from evalkit.runs.spec import RunSpec
 from evalkit.tasks import LoadedTasks, load_tasks
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 RECORD: Final = "run.json"
 SAMPLES: Final = "samples.parquet"
 JOURNAL: Final = "journal.sqlite"
+OWNER: Final = "evalkit run"
+"""Who holds the lease of a run directory on one machine."""
 REQUESTS: Final = "requests.parquet"
 """Which answer of the journal belongs to which request; `evalkit rescore` reads it."""
 # In this order: the record first, so that a run that is being removed is no run.
@@ -113,8 +116,11 @@ def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
         A task is unknown, its documents cannot be had, or it executes generated code without consent.
     ModelError
         The model cannot be loaded.
+    InputError
+        Another process works in the directory, and does not end within a minute.
     """
-    if (finished := finished_run(spec, overwrite=overwrite)) is not None:
+    check_directory(spec.out)
+    if not overwrite and (finished := finished_run(spec, overwrite=False)) is not None:
         return finished
     from evalkit.runs.backends import open_backend
     from evalkit.runs.hf import check_model_path
@@ -122,10 +128,26 @@ def run(spec: RunSpec, *, overwrite: bool = False) -> RunResult:
     if spec.backend != "openai":
         # A wrong path is found at once, before tasks are loaded and gigabytes of weights are read.
         check_model_path(spec.model)
-    with open_backend(spec) as ready:
-        loaded = load(spec)
-        with log_to(spec.out / "log.jsonl"):
-            return evaluate(spec, loaded, ready())
+    with Lease(spec.out, OWNER) as lease:
+        # Whoever had the lease may have finished the run.
+        if (finished := finished_run(spec, overwrite=overwrite)) is not None:
+            return finished
+        with open_backend(spec) as ready:
+            loaded = load(spec)
+            with log_to(spec.out / "log.jsonl"):
+                return evaluate(spec, loaded, ready(), open_journal=journal_under(lease))
+
+
+def journal_under(lease: Lease) -> Callable[[Path], AbstractContextManager[Journal]]:
+    """Return what opens a journal that is written only as long as the lease is held; the block's end checks it, too."""
+
+    @contextmanager
+    def open_journal(path: Path) -> Iterator[Journal]:
+        with Journal(path, check=lease.check) as journal:
+            yield journal
+        lease.check()
+
+    return open_journal
 
 
 def load(spec: RunSpec) -> LoadedTasks:
@@ -273,7 +295,13 @@ def begin_record(spec: RunSpec, backend: Backend, place: Mapping[str, Any] | Non
     SpecError
         The directory holds a run of other weights.
     """
-    _check_same_model(spec, backend.fingerprint)
+    if (older := read_record(spec.out)) is not None:
+        theirs = (older.get("model") or {}).get("weights_sha256")
+        if theirs != backend.fingerprint.weights_sha256:
+            # The path may be the same and the weights not.
+            _refuse_weights(spec, theirs, backend.fingerprint.weights_sha256)
+        again = f"; its {older['n_errors']} failed requests are asked again" if older.get("n_errors") else ""
+        say(f"resuming the run in {spec.out}{again}")
     record = {
         "schema_version": ".".join(map(str, tables.VERSION)),
         "name": backend.fingerprint.name,
@@ -343,9 +371,8 @@ def finished_run(spec: RunSpec, *, overwrite: bool) -> RunResult | None:
     SpecError
         The directory holds a different run.
     """
+    check_directory(spec.out)
     record = read_record(spec.out)
-    if spec.out.exists() and not spec.out.is_dir():
-        raise SpecError("this is a file, not a directory", where=str(spec.out), do="Give another --out")
     if overwrite:
         for name in _FILES:
             (spec.out / name).unlink(missing_ok=True)
@@ -366,14 +393,24 @@ def finished_run(spec: RunSpec, *, overwrite: bool) -> RunResult | None:
             do="Give another --out, or --overwrite",
         )
     _check_unchanged(spec, record)
-    if record.get("status") == "complete" and record.get("n_errors"):
-        say(f"{spec.out} holds this run with {record['n_errors']} failed requests; they are asked again")
-        return None
-    if record.get("status") == "complete" and (spec.out / SAMPLES).exists():
+    is_complete = record.get("status") == "complete" and not record.get("n_errors")
+    if is_complete and (spec.out / SAMPLES).exists():
+        remove_abandoned(spec.out)
         say(f"{spec.out} holds this run, finished {record['finished']}; nothing was computed again")
         return result_of(spec.out, record)
-    say(f"resuming the run in {spec.out}")
     return None
+
+
+def check_directory(out: Path) -> None:
+    """Refuse a file in the place of a run directory.
+
+    Raises
+    ------
+    SpecError
+        There is one.
+    """
+    if out.exists() and not out.is_dir():
+        raise SpecError("this is a file, not a directory", where=str(out), do="Give another --out")
 
 
 def _may_move(spec: RunSpec, record: Mapping[str, Any]) -> bool:
@@ -415,14 +452,6 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise SpecError("this is not a run's record", where=str(path), do="Give another --out")
     return record
-
-
-def _check_same_model(spec: RunSpec, model: ModelFingerprint) -> None:
-    """Refuse to mix two models in one directory: the path may be the same and the weights not."""
-    record = read_record(spec.out)
-    theirs = (record or {}).get("model", {}).get("weights_sha256")
-    if record is not None and theirs != model.weights_sha256:
-        _refuse_weights(spec, theirs, model.weights_sha256)
 
 
 def _configure(loaded: LoadedTasks, spec: RunSpec) -> None:

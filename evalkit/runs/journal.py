@@ -6,14 +6,15 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from evalkit.errors import InputError
 
 _LOOKUP_CHUNK = 500  # SQLite's default limit of variables is far above
 _BUSY_MS = 30_000
+_CHECK_S: Final = 5.0
 
 
 def request_key(model_key: str, request: Mapping[str, Any], *, repeat: int | None) -> str:
@@ -40,10 +41,12 @@ class Journal:
     process that is killed loses nothing that it had written. Only a power cut can take the last answers.
 
     Several runs may share one file, also at the same time. `read_only` opens a file that is there, and writes nothing.
+    `check` is called now and then before an answer is stored; it raises when this process must not go on.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, check: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._check, self._checked = check, time.monotonic()
         if read_only:
             self._connection = _open_to_read(path)
             return
@@ -103,6 +106,9 @@ class Journal:
 
     def add(self, key: str, method: str, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Store one answer; it survives a kill of the process from here on."""
+        if (now := time.monotonic()) - self._checked > _CHECK_S:
+            self._check()
+            self._checked = now
         self._connection.execute(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
             (key, method, json.dumps(request), json.dumps(answer), time.time()),

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from evalkit.errors import EngineError, InputError
-from evalkit.progress import logger
+from evalkit.progress import logger, say
 
 LEASE: Final = ".lease.json"
 _SIZE: Final = 1024
 _POLL_S: Final = 0.2
+_SAY_S: Final = 3.0
+_OLD_S: Final = 3600.0
 
 
 class Lease:
@@ -31,7 +33,7 @@ class Lease:
     Parameters
     ----------
     folder
-        The run directory; it is made if it is not there.
+        The run directory; it is made if it is not there, and then removed if nothing is in it at the end.
     owner
         Who holds it, for people.
     beat_s, expiry_s, patience_s
@@ -45,6 +47,7 @@ class Lease:
         self._beat_s, self._expiry_s, self._patience_s = beat_s, expiry_s, patience_s
         self._token, self._n_beats = uuid.uuid4().hex, 0
         self._ended, self._lost = threading.Event(), False
+        self._is_folder_made = False
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,9 +58,9 @@ class Lease:
         InputError
             Somebody else keeps it.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + self._patience_s
-        seen, since = b"", time.monotonic()
+        begun = since = time.monotonic()
+        seen, is_told = b"", False
+        self._is_folder_made = not self._path.parent.exists()
         while not self._create():
             now, content = time.monotonic(), self._content()
             if content != seen:
@@ -67,13 +70,15 @@ class Lease:
                 if self._take_over():
                     logger.info("%s: the lease of %s was abandoned", self._path.parent, holder.get("owner"))
                     break
-            elif now > deadline:
+            elif now - begun > self._patience_s:
                 raise InputError(
-                    f"{holder.get('owner', 'another process')} works in this run directory "
-                    f"(host {holder.get('host')}, process {holder.get('pid')})",
+                    f"{_named(holder)} works in this run directory",
                     where=str(self._path.parent),
                     do="Wait for it, or end it",
                 )
+            elif now - begun > _SAY_S and not is_told:
+                say(f"{self._path.parent}: waiting for {_named(holder)}, which works there or was ended there")
+                is_told = True
             time.sleep(_POLL_S)
         self._beating.start()
         return self
@@ -83,6 +88,10 @@ class Lease:
         self._beating.join()
         if not self._lost and self._is_mine():
             self._path.unlink(missing_ok=True)
+            if self._is_folder_made:
+                with contextlib.suppress(OSError):
+                    # Only an empty one can be removed: what came to nothing leaves nothing.
+                    self._path.parent.rmdir()
 
     def check(self) -> None:
         """Raise where the lease was lost.
@@ -114,9 +123,11 @@ class Lease:
                     file.write(self._line())
 
     def _create(self) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
+            # It is held, or the folder was removed just now by who gave it back.
             return False
         with os.fdopen(descriptor, "wb") as file:
             file.write(self._line())
@@ -151,6 +162,18 @@ class Lease:
         }
         # Always as long, so that no reader meets the end of an older record.
         return json.dumps(record).encode().ljust(_SIZE - 1) + b"\n"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the lease of a holder that is seen to be gone, or has not renewed it for an hour; any other stays."""
+    path = folder / LEASE
+    with contextlib.suppress(OSError):
+        if _is_gone(_parse(path.read_bytes())) or time.time() - path.stat().st_mtime > _OLD_S:
+            path.unlink()
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"{holder.get('owner', 'another process')} (host {holder.get('host')}, process {holder.get('pid')})"
 
 
 def _machine() -> str | None:

@@ -24,6 +24,7 @@ from evalkit.progress import warn
 from evalkit.runs.journal import Journal
 
 PUBLISH_S: Final = 30.0
+_OLD_S: Final = 30 * 24 * 3600.0
 # Copying takes at most this share of the time, however large the journal is.
 _SHARE: Final = 0.1
 
@@ -41,7 +42,8 @@ class Mirror:
     every_s
         Seconds between two copies: what is lost at most when the node is.
     check
-        Called before each copy; raises when this process must not write any more.
+        Called before each copy, and now and then before an answer is stored; raises when this process must not write
+        any more.
     """
 
     def __init__(self, folder: Path, *, every_s: float = PUBLISH_S, check: Callable[[], None] = lambda: None) -> None:
@@ -60,11 +62,11 @@ class Mirror:
         InputError
             What is at `path` is no journal, or damaged.
         EngineError
-            It cannot be copied to `path`.
+            It cannot be copied to `path`, or `check` says that this process must not go on.
         """
         ended = threading.Event()
         try:
-            with Journal(self._local) as journal:
+            with Journal(self._local, check=self._check) as journal:
                 self._seed(journal, path)
                 self._place = path
                 copying = threading.Thread(target=self._keep_publishing, args=(ended,), daemon=True)
@@ -117,7 +119,10 @@ class Mirror:
                 copy.execute("PRAGMA journal_mode=DELETE")
             with atomic_path(path) as temporary:
                 shutil.copyfile(snapshot, temporary)
-                # A log of an older file would be taken for the new one's. What it held was seeded from it.
+                with temporary.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+                # Before the new file has its name: the log of the old one would be laid over it, and damage it. What
+                # the log held was seeded from it, and is in the new file, which only has to be renamed now.
                 for suffix in ("-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
             snapshot.unlink()
@@ -146,7 +151,7 @@ class Mirror:
             begun = time.monotonic()
             try:
                 self.publish()
-            except EngineError:  # the lease is lost: the last copy will say so
+            except EngineError:  # the lease is lost: the next answer, or the last copy, will say so
                 return
             except (OSError, sqlite3.Error) as error:
                 if not is_told:
@@ -172,12 +177,31 @@ def local_folder(out: Path, sweep_id: str) -> Path:
     InputError
         Somebody else has made a folder of that name.
     """
+    folder = _parent() / hashlib.sha256(f"{sweep_id}\0{out.resolve()}".encode()).hexdigest()[:24]
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def remove_old_folders() -> None:
+    """Remove what sweeps have left on this node a month ago, and finished elsewhere or not at all.
+
+    Raises
+    ------
+    InputError
+        As `local_folder`.
+    """
+    for folder in _parent().iterdir():
+        with contextlib.suppress(OSError):
+            changed = [folder.stat().st_mtime, *(path.stat().st_mtime for path in folder.iterdir())]
+            if time.time() - max(changed) > _OLD_S:
+                shutil.rmtree(folder)
+
+
+def _parent() -> Path:
     user = os.getuid()
     parent = Path(tempfile.gettempdir()) / f"evalkit-{user}"
     parent.mkdir(mode=0o700, exist_ok=True)
     # The name can be guessed, and the folder of temporary files is everybody's.
     if parent.is_symlink() or parent.stat().st_uid != user:
         raise InputError("this folder belongs to somebody else", where=str(parent), do="Set TMPDIR on this node")
-    folder = parent / hashlib.sha256(f"{sweep_id}\0{out.resolve()}".encode()).hexdigest()[:24]
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return parent

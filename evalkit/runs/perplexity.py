@@ -17,10 +17,21 @@ from evalkit.errors import InputError
 from evalkit.files import write_json
 from evalkit.progress import log_to, progress_bar, say, warn
 from evalkit.runs.backends import Backend, open_backend
-from evalkit.runs.evaluate import RECORD, SAMPLES, begin_record, finished_run, judge_health, now
+from evalkit.runs.evaluate import (
+    JOURNAL,
+    OWNER,
+    RECORD,
+    SAMPLES,
+    begin_record,
+    check_directory,
+    finished_run,
+    journal_under,
+    judge_health,
+    now,
+)
 from evalkit.runs.health import Thresholds
 from evalkit.runs.hf import check_model_path
-from evalkit.runs.journal import Journal
+from evalkit.runs.lease import Lease
 from evalkit.runs.lm import EvalLM, Rolled
 from evalkit.runs.records import ItemAnswer, chosen_answer
 from evalkit.runs.spec import RunSpec
@@ -98,18 +109,23 @@ def perplexity(spec: RunSpec, *, overwrite: bool = False) -> PerplexityResult:
     Raises
     ------
     InputError
-        A file cannot be read, or there is no document.
+        A file cannot be read, or there is no document, or another process works in the directory.
     SpecError, ModelError
         As `run`.
     """
-    if finished_run(spec, overwrite=overwrite) is not None:
+    check_directory(spec.out)
+    if not overwrite and finished_run(spec, overwrite=False) is not None:
         return _stored(spec.out)
     if spec.backend != "openai":
         check_model_path(spec.model)
-    with open_backend(spec) as ready:
-        documents = _read(spec)
-        with log_to(spec.out / "log.jsonl"):
-            return _score(spec, documents, ready())
+    with Lease(spec.out, OWNER) as lease:
+        # Whoever had the lease may have finished the run.
+        if finished_run(spec, overwrite=overwrite) is not None:
+            return _stored(spec.out)
+        with open_backend(spec) as ready:
+            documents = _read(spec)
+            with log_to(spec.out / "log.jsonl"):
+                return _score(spec, documents, ready(), lease)
 
 
 def _read(spec: RunSpec) -> list[Document]:
@@ -141,7 +157,7 @@ def _read(spec: RunSpec) -> list[Document]:
     return [one for name in sorted(found) for one in sorted(found[name], key=lambda one: (one.file, one.row))]
 
 
-def _score(spec: RunSpec, documents: Sequence[Document], backend: Backend) -> PerplexityResult:
+def _score(spec: RunSpec, documents: Sequence[Document], backend: Backend, lease: Lease) -> PerplexityResult:
     begun = time.monotonic()
     model = backend.fingerprint
     thresholds = Thresholds.parse(spec.health, where="--health")
@@ -152,7 +168,7 @@ def _score(spec: RunSpec, documents: Sequence[Document], backend: Backend) -> Pe
     n_bytes = [len(one.text.encode()) for one in documents]
     say(f"{len(documents)} documents, {sum(n_bytes):,} bytes")
     with (
-        Journal(spec.journal or spec.out / "journal.sqlite") as journal,
+        journal_under(lease)(spec.journal or spec.out / JOURNAL) as journal,
         progress_bar(model.name, None, unit="windows") as bar,
     ):
         lm = EvalLM(backend.engine, backend.tokenizer, journal, backend.answer_key, bar.advance)

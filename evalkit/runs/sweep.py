@@ -17,8 +17,9 @@ from evalkit.files import to_json
 from evalkit.progress import log_to, say, warn
 from evalkit.runs.backends import Backend, make_server, on_server, open_backend
 from evalkit.runs.client import post_json
-from evalkit.runs.evaluate import RunResult, evaluate, finished_run, load
+from evalkit.runs.evaluate import OWNER, RunResult, evaluate, finished_run, journal_under, load
 from evalkit.runs.hf import check_model_path
+from evalkit.runs.lease import Lease
 from evalkit.runs.provenance import TOKENIZER_FILES, hash_files, hash_weights
 from evalkit.runs.server import SERVED_NAME, VllmServer
 from evalkit.runs.spec import RunSpec
@@ -195,14 +196,13 @@ def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
     checkpoints = find_checkpoints(str(spec.checkpoints), spec.checkpoint_pattern)
     jobs = [(one, _spec_of(spec, one)) for one in checkpoints]
     _check_folders(jobs)
+    if overwrite:
+        _remove_runs(spec, jobs)
     results: dict[Path, RunResult] = {}
     for one, of_one in jobs:
-        if (finished := finished_run(of_one, overwrite=overwrite)) is not None:
+        if (finished := finished_run(of_one, overwrite=False)) is not None:
             results[one.path] = finished
     left = [(one, of_one) for one, of_one in jobs if one.path not in results]
-    if overwrite:
-        # What servers of the old one have left on their nodes is not taken up.
-        (spec.out / SWEEP_ID).unlink(missing_ok=True)
     say(f"{len(checkpoints)} checkpoints" + (f", {len(results)} of them finished" if results else ""))
     failed: dict[str, str] = {}
     if left:
@@ -211,6 +211,15 @@ def sweep(spec: RunSpec, *, overwrite: bool = False) -> SweepResult:
     failed = {str(one.path): failed[str(one.path)] for one, _ in jobs if str(one.path) in failed}
     done = tuple((one, results[one.path]) for one, _ in jobs if one.path in results)
     return SweepResult(done, failed)
+
+
+def _remove_runs(spec: RunSpec, jobs: _Jobs) -> None:
+    # First, lest a kill comes between: what servers of the old sweep have left on their nodes is not taken up.
+    (spec.out / SWEEP_ID).unlink(missing_ok=True)
+    for _, of_one in jobs:
+        if of_one.out.is_dir():
+            with Lease(of_one.out, OWNER):
+                finished_run(of_one, overwrite=True)
 
 
 def _spec_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
@@ -282,8 +291,10 @@ def _sweep_vllm(spec: RunSpec, jobs: _Jobs, results: dict[Path, RunResult], fail
 
 
 def _evaluate(spec: RunSpec, loaded: LoadedTasks, backend: Backend, checkpoint: Checkpoint) -> RunResult:
-    with log_to(spec.out / "log.jsonl"):
-        result = evaluate(spec, loaded, backend, checkpoint.place)
+    with Lease(spec.out, OWNER) as lease, log_to(spec.out / "log.jsonl"):
+        if (finished := finished_run(spec, overwrite=False)) is not None:
+            return finished
+        result = evaluate(spec, loaded, backend, checkpoint.place, open_journal=journal_under(lease))
     say(f"{checkpoint.path}: {result.summary()}")
     return result
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from evalkit.addresses import redact
 from evalkit.engines import ray_cluster
 from evalkit.engines.local import THREADS_OF_LIBRARIES
 from evalkit.errors import EngineError, EvalkitError, ModelError
@@ -27,7 +28,8 @@ from evalkit.runs.evaluate import RunResult
 from evalkit.runs.mirror import PUBLISH_S
 from evalkit.runs.spec import RunSpec, gpus_of_flags
 from evalkit.runs.sweep import SWEEP_ID, Checkpoint, swap_key
-from evalkit.runs.sweep_slot import Job, News, Outcome, Setup, Slot
+from evalkit.runs.sweep_news import Line, Mailbox, News, Post
+from evalkit.runs.sweep_slot import Job, Outcome, Setup, Slot
 from evalkit.terminal import safe
 
 MAX_LOSSES: Final = 3
@@ -37,6 +39,8 @@ MAX_FAILURES: Final = 2
 _MAX_FALSE_STARTS: Final = 3
 _WAIT_S: Final = 1.0
 _STOP_S: Final = 30.0
+_STOP_POLL_S: Final = 0.2
+_LISTEN_S: Final = 30.0
 _NO_ROOM_S: Final = 60.0
 
 
@@ -188,8 +192,6 @@ class _Held:
     name: str = ""
     ticket: Ticket | None = None
     key: str | None = None
-    n_done: int = 0
-    n_told: int = 0
 
 
 def sweep_cluster(
@@ -277,12 +279,15 @@ class _Driver:
         self._plan, self._setup, self._queue, self._rows = plan, setup, queue, rows
         self._results, self._failed = results, failed
         self._slots: dict[int, _Held] = {}
-        # What is awaited, by reference: the slot, and whether it begins, works or tells news.
+        # What is awaited, by reference: the slot, and whether it begins or works.
         self._awaited: dict[Any, tuple[_Held, str]] = {}
         self._n_made = self._n_false_starts = self._n_unfit = 0
         self._trouble: EvalkitError | None = None
         self._no_room_since: float | None = None
         self._idle_since: float | None = None
+        self._taken_since: float | None = None
+        self._is_wait_told = False
+        self._mailbox = _make_mailbox()
 
     def run(self) -> None:
         """Evaluate all jobs."""
@@ -297,19 +302,25 @@ class _Driver:
                 slot, what = self._awaited.pop(reference)
                 if slot.number in self._slots:
                     self._take(slot, what, reference)
+            self._listen()
             self._look_for_room()
 
     def stop(self) -> None:
         """End all slots; those at work copy their journals first."""
         import ray
 
-        # Pending slots are on no node yet, and would not answer.
-        asked = [slot.actor.stop.remote() for slot in self._slots.values() if slot.node is not None]
-        if asked:
-            with contextlib.suppress(Exception):  # they are ended in any case
-                ray.wait(asked, num_returns=len(asked), timeout=_STOP_S)
+        left, deadline = {slot.number for slot in self._busy()}, time.monotonic() + _STOP_S
+        with contextlib.suppress(Exception):  # they are ended in any case
+            while left and time.monotonic() < deadline:
+                left -= self._listen(is_over=True)
+                at_work = [reference for reference, (slot, _) in self._awaited.items() if slot.number in left]
+                ended, _ = ray.wait(at_work, num_returns=len(at_work), timeout=_STOP_POLL_S) if at_work else ([], [])
+                # What was lost meanwhile tells nothing any more.
+                left -= {self._awaited.pop(reference)[0].number for reference in ended if _is_lost(reference)}
         for slot in list(self._slots.values()):
             self._remove(slot)
+        with contextlib.suppress(Exception):
+            ray.kill(self._mailbox)
 
     def _busy(self) -> list[_Held]:
         return [slot for slot in self._slots.values() if slot.ticket is not None]
@@ -358,13 +369,14 @@ class _Driver:
         kind = kind.options(
             num_cpus=self._plan.cpus,
             num_gpus=self._plan.gpus,
-            # `work`, `news` and `stop` at a time.
-            max_concurrency=4,
+            # One call at a time, and so in the main thread: see `sweep_news`.
+            max_concurrency=1,
             max_restarts=0,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": threads},
         )
-        slot = _Held(self._n_made, kind.remote(self._n_made, self._setup))
+        post = Post(self._mailbox, self._n_made)
+        slot = _Held(self._n_made, kind.remote(self._n_made, self._setup, post))
         self._n_made += 1
         self._slots[slot.number] = slot
         self._awaited[slot.actor.begin.remote()] = (slot, "begin")
@@ -375,7 +387,7 @@ class _Driver:
         n_others = sum(other.key == job.key for other in self._busy() if other is not slot)
         others = self._queue.after(job.key, n_others)
         self._awaited[slot.actor.work.remote(job, slot.name, others)] = (slot, "work")
-        self._log(slot, time.time(), logging.INFO, f"begins with {job.checkpoint.path}")
+        self._log(slot, Line(time.time(), logging.INFO, "evalkit", f"begins with {job.checkpoint.path}", is_told=False))
 
     def _remove(self, slot: _Held) -> None:
         import ray
@@ -388,7 +400,7 @@ class _Driver:
             ray.kill(slot.actor)
 
     def _look_for_room(self) -> None:
-        """Wait for a node with room, but not for ever.
+        """Wait for a node with room, but not for ever; where others have all of it, wait, and say so.
 
         Raises
         ------
@@ -396,14 +408,21 @@ class _Driver:
             None has come.
         """
         if any(slot.node is not None for slot in self._slots.values()):
-            self._no_room_since = None
+            self._no_room_since = self._taken_since = None
             return
-        plan = self._plan
+        plan, now = self._plan, time.monotonic()
         if any(_room(node, plan.gpus, plan.cpus) for node in _nodes() if node.gpus >= plan.gpus):
             # It is only taken by others.
             self._no_room_since = None
+            self._taken_since = self._taken_since or now
+            if now - self._taken_since > _NO_ROOM_S and not self._is_wait_told:
+                warn(
+                    f"{_counted(len(self._queue), 'checkpoint')} waiting: no server has begun for "
+                    f"{now - self._taken_since:.0f} s. Others probably hold the cluster's GPUs or processors "
+                    "(`ray status` shows it)"
+                )
+                self._is_wait_told = True
             return
-        now = time.monotonic()
         self._no_room_since = self._no_room_since or now
         if now - self._no_room_since > _NO_ROOM_S:
             raise EngineError(
@@ -428,9 +447,6 @@ class _Driver:
         if what == "begin":
             self._n_false_starts = 0
             self._begun(slot, *answer)
-        elif what == "news":
-            self._tell(slot, answer)
-            self._awaited[slot.actor.news.remote()] = (slot, "news")
         else:
             self._finish(slot, answer)
 
@@ -440,14 +456,12 @@ class _Driver:
         slot.name = f"server {slot.number} on {host}"
         if trouble is not None:
             self._dismiss(slot, trouble)
-            return
-        self._awaited[slot.actor.news.remote()] = (slot, "news")
 
     def _finish(self, slot: _Held, outcome: Outcome) -> None:
+        # The last words about the job that is done.
+        self._listen()
         ticket, slot.ticket = slot.ticket, None
         assert ticket is not None
-        slot.n_done += 1
-        self._tell_rest(slot)
         self._rows.hide(slot.number)
         if outcome.result is not None:
             self._results[ticket.job.checkpoint.path] = outcome.result
@@ -462,8 +476,11 @@ class _Driver:
             if any(other.node not in (None, slot.node) for other in self._slots.values()):
                 ticket.nodes.add(str(slot.node))
             ticket.why = str(outcome.failure)
+            if outcome.spoilt:
+                # Another process takes its place, if there is work for it.
+                self._remove(slot)
             if self._plan.n_servers > 1 and len(ticket.slots) < MAX_FAILURES:
-                self._log(slot, time.time(), logging.WARNING, f"{ticket.why}; another server tries it", told=True)
+                self._warn(slot, f"{ticket.why}; another server tries it")
                 self._queue.give_back(ticket)
                 if len(self._slots) == 1:
                     # The others were not needed any more.
@@ -474,13 +491,14 @@ class _Driver:
 
     def _dismiss(self, slot: _Held, trouble: EvalkitError) -> None:
         """Do without a slot on a node that cannot take part."""
-        self._log(slot, time.time(), logging.WARNING, f"takes no part: {trouble}", told=True)
+        self._warn(slot, f"takes no part: {trouble}")
         self._trouble = trouble
         self._n_unfit += 1
         self._remove(slot)
 
     def _lose(self, slot: _Held, error: Exception) -> None:
         """Go on without a slot whose process or node is gone."""
+        self._listen()
         ticket, why = slot.ticket, _last_line(error)
         slot.ticket = None
         self._remove(slot)
@@ -494,59 +512,78 @@ class _Driver:
                 )
             return
         if ticket is None:
-            self._log(slot, time.time(), logging.WARNING, f"is lost ({why})", told=True)
+            self._warn(slot, f"is lost ({why})")
             return
         ticket.n_losses += 1
         path = ticket.job.checkpoint.path
         if ticket.n_losses < MAX_LOSSES:
-            self._log(
-                slot, time.time(), logging.WARNING, f"is lost at {path}, and another goes on with it ({why})", told=True
-            )
+            self._warn(slot, f"is lost at {path}, and another goes on with it ({why})")
             self._queue.give_back(ticket)
         else:
             _note(ticket.job.checkpoint, f"{ticket.n_losses} servers were lost over it: {why}", self._failed)
             self._rows.advance()
 
-    def _tell_rest(self, slot: _Held) -> None:
-        """Wait for the last words about the job that is done."""
+    def _listen(self, *, is_over: bool = False) -> set[int]:
+        """Take what the slots tell; return the numbers of those that have ended, where all is over."""
         import ray
 
-        while slot.n_told < slot.n_done:
-            reference = next(one for one, held in self._awaited.items() if held == (slot, "news"))
-            del self._awaited[reference]
-            # If it is lost now, the next news will say so.
-            self._awaited[slot.actor.news.remote()] = (slot, "news")
-            try:
-                self._tell(slot, ray.get(reference))
-            except ray.exceptions.RayError:
-                return
+        try:
+            told: dict[int, News] = ray.get(self._mailbox.take.remote(is_over=is_over), timeout=_LISTEN_S)
+        except ray.exceptions.RayError:
+            # Ray starts it again; the slots keep what they could not send.
+            return set()
+        for number, news in told.items():
+            if (slot := self._slots.get(number)) is not None:
+                self._tell(slot, news)
+        return {number for number, news in told.items() if news.has_ended}
 
     def _tell(self, slot: _Held, news: News) -> None:
-        slot.n_told = news.n_done
-        for created, level, name, message, told in news.records:
-            self._log(slot, created, level, message, name=name, told=told)
+        for line in news.lines:
+            self._log(slot, line)
         if news.bar is not None and slot.ticket is not None:
             text, done, total = news.bar
             self._rows.show(slot.number, f"{slot.name}: {text}", done, total)
 
-    def _log(
-        self, slot: _Held, created: float, level: int, message: str, *, name: str = "evalkit", told: bool = False
-    ) -> None:
+    def _warn(self, slot: _Held, message: str) -> None:
+        self._log(slot, Line(time.time(), logging.WARNING, "evalkit", message, is_told=True))
+
+    def _log(self, slot: _Held, line: Line) -> None:
         """Log for a slot, in the sweep's log with its name, and tell the user what it would have told."""
+        message = redact(line.message)
         record = logging.makeLogRecord(
             {
-                "name": name,
-                "levelno": level,
-                "levelname": logging.getLevelName(level),
+                "name": line.logger,
+                "levelno": line.level,
+                "levelname": logging.getLevelName(line.level),
                 "msg": message,
-                "created": created,
+                "created": line.created,
                 "server": slot.name,
             }
         )
-        logging.getLogger(name).handle(record)
-        if told:
-            prefix = "warning: " if level >= logging.WARNING else ""
+        logging.getLogger(line.logger).handle(record)
+        if line.is_told:
+            prefix = "warning: " if line.level >= logging.WARNING else ""
             print(f"{prefix}[{safe(slot.name)}] {safe(message)}", file=sys.stderr)
+
+
+def _make_mailbox() -> Any:
+    """Start the mailbox, on the driver's own node: there it is lost only with the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    kind: Any = ray.remote(Mailbox)
+    return kind.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
+def _is_lost(reference: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _last_line(error: Exception) -> str:

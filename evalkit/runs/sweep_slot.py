@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import sqlite3
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Final
 
 from evalkit.errors import EngineError, EvalkitError
@@ -18,14 +18,16 @@ from evalkit.progress import bars_to, log_to, logger, say
 from evalkit.runs.backends import make_server, on_server, open_backend
 from evalkit.runs.evaluate import RunResult, evaluate, finished_run, load
 from evalkit.runs.lease import Lease
-from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder
+from evalkit.runs.mirror import PUBLISH_S, Mirror, local_folder, remove_old_folders
 from evalkit.runs.provenance import hash_weights
 from evalkit.runs.server import VllmServer
 from evalkit.runs.spec import RunSpec
 from evalkit.runs.sweep import SWEEP_ID, Checkpoint, Swapper
+from evalkit.runs.sweep_news import News, Reporter
 from evalkit.tasks import LoadedTasks
 
-_NEWS_S: Final = 1.0
+# A full disk, a stale file handle, a device that is lost: torch raises `RuntimeError` and what is derived from it.
+_OF_THE_MACHINE: Final = (OSError, sqlite3.Error, RuntimeError)
 _LOOKS: Final = 20
 _LOOK_S: Final = 0.25
 
@@ -63,50 +65,32 @@ class Setup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its run, or why there is none; `unfit` blames the slot, not the checkpoint."""
+    """What became of a job: its run, or why there is none.
+
+    `unfit` blames the slot, not the checkpoint; `spoilt` says that its process may not be fit for another job.
+    """
 
     result: RunResult | None = None
     failure: EvalkitError | None = None
     unfit: bool = False
-
-
-@dataclass(frozen=True)
-class News:
-    """What a slot has to tell.
-
-    Attributes
-    ----------
-    records
-        What was logged: time, level, logger, message, and whether it is for the user to see.
-    bar
-        How far the job under way is: text, units done, units in all.
-    n_done
-        Jobs about which everything is told.
-    """
-
-    records: tuple[tuple[float, int, str, str, bool], ...]
-    bar: tuple[str, float, float | None] | None
-    n_done: int
+    spoilt: bool = False
 
 
 class Slot:
     """Runs in a process of its own on a node of the cluster, which may be lost at any time.
 
-    `work` takes one job at a time; the other methods may be called meanwhile, in other threads.
+    It takes one call at a time, so that jobs run in the main thread: see `sweep_news`. What it has to tell meanwhile
+    goes to `post`, which also says when all is to end.
     """
 
-    def __init__(self, number: int, setup: Setup) -> None:
+    def __init__(self, number: int, setup: Setup, post: Callable[[News], bool | None]) -> None:
         self._number, self._setup = number, setup
-        # None comes after the last record of a job.
-        self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
-        self._n_done = 0
-        self._bar: tuple[str, float, float | None] | None = None
+        self._reporter = Reporter(post, self._end)
         self._loaded: LoadedTasks | None = None
         self._server: VllmServer | None = None
         self._swapper: Swapper | None = None
         self._mirror: Mirror | None = None
         self._ahead = ThreadPoolExecutor(max_workers=1)
-        _collect(self._records)
 
     def begin(self) -> tuple[str, EvalkitError | None]:
         """Return the node's id, and what makes it unfit for this sweep, if something does."""
@@ -117,6 +101,7 @@ class Slot:
         logger.info("on node %s, process %d, threads: %s, GPUs: %s", node, os.getpid(), threads, gpus)
         try:
             self._check_files()
+            remove_old_folders()
         except EvalkitError as error:
             return node, error
         return node, None
@@ -124,50 +109,43 @@ class Slot:
     def work(self, job: Job, name: str, others: Sequence[str]) -> Outcome:
         """Evaluate one checkpoint; `others` may come later, the first of them probably next.
 
-        What is no mistake of the user's is raised.
+        When it returns, all that was logged about it is told. A bug is raised.
         """
+        # Not before: now the driver has a name for this slot.
+        self._reporter.start()
         try:
             with bars_to(self._show):
                 return self._outcome(job, name, others)
         finally:
-            self._bar = None
-            self._records.put(None)
+            self._reporter.bar = None
+            self._reporter.send()
 
-    def news(self) -> News:
-        """Wait a moment for something to tell, and tell it."""
-        records: list[logging.LogRecord | None] = []
-        with contextlib.suppress(Empty):
-            records.append(self._records.get(timeout=_NEWS_S))
-            while True:
-                records.append(self._records.get_nowait())
-        self._n_done += records.count(None)
-        told = tuple(
-            (one.created, one.levelno, one.name, one.getMessage(), bool(getattr(one, "told", False)))
-            for one in records
-            if one is not None
-        )
-        return News(told, self._bar, self._n_done)
-
-    def stop(self) -> None:
-        """End the server, and copy the journal to where it belongs."""
+    def _end(self) -> None:
+        """Copy the journal to where it belongs, and end the server, while a job may be under way."""
         if self._mirror is not None:
             with contextlib.suppress(Exception):  # it is on its way out
                 self._mirror.publish()
         if self._server is not None:
-            self._server.stop()
+            with contextlib.suppress(Exception):
+                self._server.stop()
 
     def _outcome(self, job: Job, name: str, others: Sequence[str]) -> Outcome:
         try:
             loaded = self._ready(job)
         except EvalkitError as error:
             return Outcome(failure=error, unfit=True)
+        except _OF_THE_MACHINE as error:
+            return Outcome(failure=_machine_error(job, error), unfit=True)
         try:
             return Outcome(result=self._evaluate(job, loaded, name, others))
         except EvalkitError as error:
             return Outcome(failure=error)
+        except _OF_THE_MACHINE as error:
+            # After an error of CUDA nothing works in this process any more.
+            return Outcome(failure=_machine_error(job, error), spoilt=isinstance(error, RuntimeError))
 
     def _show(self, text: str, done: float, total: float | None) -> None:
-        self._bar = (text, done, total)
+        self._reporter.bar = (text, done, total)
 
     def _check_files(self) -> None:
         """Refuse a node that does not see the driver's files.
@@ -227,21 +205,15 @@ class Slot:
         return result
 
 
-class _Collector(logging.Handler):
-    def __init__(self, records: SimpleQueue[logging.LogRecord | None]) -> None:
-        super().__init__()
-        self._records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._records.put(record)
-
-
-def _collect(records: SimpleQueue[logging.LogRecord | None]) -> None:
-    """Keep what evalkit and lm-eval log, for the driver."""
-    for name in ("evalkit", "lm_eval"):
-        one = logging.getLogger(name)
-        one.setLevel(logging.INFO)
-        one.addHandler(_Collector(records))
+def _machine_error(job: Job, error: Exception) -> EngineError:
+    """One server's trouble, which the others need not have: its traceback is for the log."""
+    logger.error("%s\n%s", job.checkpoint.path, "".join(traceback.format_exception(error)))
+    first = str(error).partition("\n")[0]
+    return EngineError(
+        f"{type(error).__name__}: {first}" if first else type(error).__name__,
+        where=_host(),
+        do="The traceback is in sweep.jsonl; look at the node's disk and devices, and give the same command again",
+    )
 
 
 def _host() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,7 +25,7 @@ from evalkit.runs.sweep import sweep
 from tests.ray.conftest import STORE_BYTES
 from tests.runs.conftest import save_tiny_model, tasks_dir  # noqa: F401 - a fixture
 
-STEPS = (100, 200, 300, 400)
+STEPS = (100, 200, 300)
 BAD_STEP = 250
 FILES = {"run.json", "samples.parquet", "requests.parquet", "journal.sqlite", "log.jsonl"}
 
@@ -58,13 +59,47 @@ def training(tmp_path_factory):
     return folder
 
 
+ALARM = """
+import signal
+import time
+
+
+def process_results(doc, results):
+    def ring(*_):
+        raise TimeoutError
+
+    try:
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        time.sleep(5)
+    except TimeoutError:
+        return {"exact_match": 1.0}
+    except Exception:
+        pass
+    return {"exact_match": 0.0}
+"""
+"""Right where an alarm rings, and like the metrics of lm-eval that set one, wrong where none can be set."""
+
+
 @pytest.fixture(scope="module")
-def given(training, tasks_dir):  # noqa: F811 - a fixture
+def tasks(tasks_dir, tmp_path_factory):  # noqa: F811 - a fixture
+    folder = tmp_path_factory.mktemp("with alarm") / "tasks"
+    shutil.copytree(tasks_dir, folder)
+    (folder / "alarm.py").write_text(ALARM)
+    definition = (
+        (folder / "toy_gen.yaml").read_text().replace("Question:", "Q:").replace("task: toy_gen", "task: toy_alarm")
+    )
+    (folder / "toy_alarm.yaml").write_text(f"{definition}process_results: !function alarm.process_results\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(training, tasks):
     return {
         "checkpoints": str(training / "checkpoint-*"),
-        "tasks": "toy_mc,toy_gen,toy_sampled",
-        "tasks_dir": tasks_dir,
-        "repeats": 3,
+        "tasks": "toy_mc,toy_gen,toy_sampled,toy_alarm",
+        "tasks_dir": tasks,
+        "repeats": 2,
         "batch_size": 1,
         "device": "cpu",
     }
@@ -91,6 +126,9 @@ def assert_equal(swept, here, left=()):
     assert swept.failed == here.failed
     assert [Path(path).name for path in here.failed] == [f"checkpoint-{BAD_STEP}"]
     assert swept.to_frame().equals(here.to_frame())
+    # Metrics may set alarms, as in the main thread of this process.
+    rung = [of_seed["toy_alarm"]["exact_match,none"] for _, run in swept.runs for of_seed in run.results.values()]
+    assert rung == [1.0] * len(STEPS)
     for (one, mine), (other, theirs) in zip(swept.runs, here.runs, strict=True):
         assert one == other
         assert mine.results == theirs.results
@@ -140,7 +178,7 @@ def test_servers_on_gpus_give_the_same_tables_as_this_process(nodes, given, here
     out = tmp_path / "sweep"
     swept = sweep(make_spec(None, {**given, "out": out, "engine": "ray", "ray_address": nodes.address, "servers": 2}))
     assert_equal(swept, here)
-    assert "5 checkpoints on 2 servers (1 GPU and 1 CPU each)" in capsys.readouterr().err
+    assert "4 checkpoints on 2 servers (1 GPU and 1 CPU each)" in capsys.readouterr().err
     log = log_of(out)
     held = {}
     for line in log:

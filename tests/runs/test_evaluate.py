@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -10,8 +11,9 @@ import pytest
 import yaml
 
 from evalkit import tables
-from evalkit.errors import ModelError, SpecError, TaskError
+from evalkit.errors import InputError, ModelError, SpecError, TaskError
 from evalkit.runs.evaluate import run
+from evalkit.runs.lease import Lease
 from evalkit.runs.spec import make_spec
 from tests.runs.conftest import save_tiny_model
 
@@ -205,6 +207,26 @@ def test_a_finished_run_is_returned_without_loading_the_model(evaluate, monkeypa
     monkeypatch.setattr("evalkit.runs.hf.load_hf_model", lambda *_: pytest.fail("the model was loaded"))
     assert evaluate("toy_mc", limit=4) == rows
     assert "nothing was computed again" in capsys.readouterr().err
+
+
+def test_a_directory_in_which_another_process_works_is_refused(evaluate, tiny_model, tasks_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("evalkit.runs.evaluate.Lease", functools.partial(Lease, patience_s=0.3))
+    given = {"model": str(tiny_model), "tasks": "toy_mc", "tasks_dir": tasks_dir, "out": tmp_path / "run"}
+    with (
+        Lease(tmp_path / "run", "server 3 on a"),
+        pytest.raises(InputError, match=r"server 3 on a \(host .*\) works in this run directory"),
+    ):
+        run(make_spec(None, given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_says_so_once(evaluate, tmp_path, capsys):
+    evaluate("toy_mc", limit=4)
+    assert "resuming" not in capsys.readouterr().err
+    (path,) = tmp_path.rglob("run.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
+    evaluate("toy_mc", limit=4)
+    assert capsys.readouterr().err.count("resuming the run in") == 1
 
 
 def test_other_weights_under_the_same_path_are_refused_in_a_finished_run_too(tasks_dir, tmp_path):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from evalkit.errors import EngineError, InputError
-from evalkit.runs.lease import LEASE, Lease
+from evalkit.runs.lease import LEASE, Lease, remove_abandoned
 
 
 def content(folder):
@@ -31,13 +31,23 @@ def test_the_file_is_there_while_the_lease_is_held_and_says_by_whom(tmp_path):
         lease.check()
         assert content(tmp_path / "run")["owner"] == "server 3 on a"
         assert content(tmp_path / "run")["pid"] == os.getpid()
-    assert list((tmp_path / "run").iterdir()) == []
+        (tmp_path / "run" / "run.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_what_came_to_nothing_leaves_no_folder(tmp_path):
+    with Lease(tmp_path / "run", "x"):
+        pass
+    assert not (tmp_path / "run").exists()
+    with Lease(tmp_path, "x"):
+        pass
+    assert tmp_path.exists()
 
 
 def test_a_living_holder_is_waited_for_and_then_named(tmp_path):
     with (
         Lease(tmp_path, "the first"),
-        pytest.raises(InputError, match=r"the first works in this run directory \(host .*, process \d+\)"),
+        pytest.raises(InputError, match=r"the first \(host .*, process \d+\) works in this run directory"),
         Lease(tmp_path, "the second", patience_s=0.5),
     ):
         pass
@@ -81,7 +91,10 @@ def test_a_holder_elsewhere_that_beats_is_not_taken_for_dead(tmp_path):
         record = alive._line
         alive._line = lambda: json.dumps({**json.loads(record()), "machine": "another"}).encode().ljust(1023) + b"\n"
         time.sleep(0.3)
-        with pytest.raises(InputError, match="alive works"), Lease(tmp_path, "x", expiry_s=1.0, patience_s=2.5):
+        with (
+            pytest.raises(InputError, match=r"alive \(host .*\) works"),
+            Lease(tmp_path, "x", expiry_s=1.0, patience_s=2.5),
+        ):
             pass
         alive.check()
 
@@ -109,3 +122,20 @@ def test_a_damaged_lease_is_abandoned_some_time(tmp_path):
     (tmp_path / LEASE).write_bytes(b"{")
     with Lease(tmp_path, "next", expiry_s=0.5):
         assert content(tmp_path)["owner"] == "next"
+
+
+def test_a_lease_beside_a_finished_run_is_removed_when_its_holder_is_gone(tmp_path):
+    with Lease(tmp_path, "alive"):
+        remove_abandoned(tmp_path)
+        living = content(tmp_path)
+        as_if_elsewhere(tmp_path)
+        remove_abandoned(tmp_path)
+        assert (tmp_path / LEASE).exists()
+        (tmp_path / LEASE).write_text(json.dumps({**living, "started": 1}))
+        remove_abandoned(tmp_path)
+        assert not (tmp_path / LEASE).exists()
+    (tmp_path / LEASE).write_text(json.dumps({**living, "machine": "another"}))
+    os.utime(tmp_path / LEASE, (time.time() - 7200,) * 2)
+    remove_abandoned(tmp_path)
+    assert not (tmp_path / LEASE).exists()
+    remove_abandoned(tmp_path)

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from evalkit.errors import EngineError, InputError
+from evalkit.runs import journal as journal_module
 from evalkit.runs.journal import Journal
-from evalkit.runs.mirror import Mirror, local_folder
+from evalkit.runs.mirror import Mirror, local_folder, remove_old_folders
 
 
 def answers(path):
@@ -153,6 +154,25 @@ def test_who_has_lost_the_lease_since_the_last_copy_is_told_so(tmp_path):
     assert answers(place) == {"a"}
 
 
+def test_who_has_lost_the_lease_gets_no_further_than_the_next_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "_CHECK_S", 0.0)
+    added = []
+
+    def check():
+        if len(added) == 2:
+            raise EngineError("taken for dead")
+
+    def work():
+        with Mirror(folder(tmp_path), every_s=60, check=check).open(tmp_path / "journal.sqlite") as journal:
+            for key in "abcd":
+                add(journal, key)
+                added.append(key)
+
+    with pytest.raises(EngineError, match="taken for dead"):
+        work()
+    assert added == ["a", "b"]
+
+
 def test_a_place_that_cannot_be_written_is_told_and_the_answers_stay(tmp_path, capsys):
     blocked = tmp_path / "run"
     blocked.write_text("a file in the place of a folder")
@@ -187,3 +207,15 @@ def test_the_local_folder_is_this_users_and_the_same_for_each_process_of_a_sweep
     (tmp_path / f"evalkit-{os.getuid()}").symlink_to(tmp_path / "theirs")
     with pytest.raises(InputError, match="belongs to somebody else"):
         local_folder(tmp_path / "out" / "a", "id")
+
+
+def test_what_nobody_has_touched_for_a_month_is_removed_from_the_node(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old, used, new = (local_folder(tmp_path / "out" / name, "id") for name in ("old", "used", "new"))
+    for one in (old, used, new):
+        (one / "journal.sqlite").write_bytes(b"")
+    a_month_ago = time.time() - 31 * 24 * 3600
+    for one in (old, old / "journal.sqlite", used):
+        os.utime(one, (a_month_ago, a_month_ago))
+    remove_old_folders()
+    assert [one.exists() for one in (old, used, new)] == [False, True, True]

@@ -62,3 +62,15 @@ def test_after_kill_9_the_same_command_finishes_without_asking_again(
     assert record["n_requests"] == n_answers(out) == n_answers(undisturbed)
     for mine, theirs in zip(samples(out), samples(undisturbed), strict=True):
         assert mine == theirs
+
+
+def test_of_two_commands_in_one_run_directory_one_works_and_the_other_waits(
+    tiny_model, tasks_dir, undisturbed, tmp_path
+):
+    words = command(tiny_model, tasks_dir, tmp_path / "run")
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("nothing was computed again" in one for one in told) == 1
+    assert samples(tmp_path / "run") == samples(undisturbed)
+    assert not (tmp_path / "run" / ".lease.json").exists()

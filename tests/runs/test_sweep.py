@@ -8,8 +8,9 @@ import pytest
 
 from evalkit.errors import ModelError, SpecError
 from evalkit.runs.evaluate import run
+from evalkit.runs.lease import LEASE
 from evalkit.runs.spec import make_spec
-from evalkit.runs.sweep import find_checkpoints, swap_key, sweep
+from evalkit.runs.sweep import SWEEP_ID, find_checkpoints, swap_key, sweep
 from tests.runs.conftest import save_tiny_model
 
 
@@ -121,6 +122,24 @@ def test_what_may_be_swapped_has_equal_configuration_and_tokenizer(tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     assert swap_key(str(one)) != swap_key(str(other))
+
+
+def test_a_sweep_that_is_begun_anew_is_another_one_before_its_old_runs_are_removed(folders, tmp_path, monkeypatch):
+    root = folders("out/checkpoint-1")
+    given = {"tasks": "toy_mc", "out": tmp_path / "runs", "checkpoints": str(root / "out" / "checkpoint-*")}
+    (tmp_path / "runs" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "runs" / SWEEP_ID).write_text("old")
+
+    def look(of_one, *, overwrite):
+        assert overwrite
+        # It is nobody else's meanwhile.
+        assert (of_one.out / LEASE).exists()
+        assert not (tmp_path / "runs" / SWEEP_ID).exists()
+        raise ModelError("this is as far as the test goes")
+
+    monkeypatch.setattr("evalkit.runs.sweep.finished_run", look)
+    with pytest.raises(ModelError, match="as far as"):
+        sweep(make_spec(None, given), overwrite=True)
 
 
 def test_a_sweep_is_a_run_for_each_checkpoint_and_goes_on_where_it_stopped(tasks_dir, tmp_path, capsys):

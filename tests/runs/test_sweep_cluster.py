@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import EngineError, SpecError
+from evalkit.progress import progress_rows
+from evalkit.runs import sweep_cluster
 from evalkit.runs.spec import gpus_of_flags, make_spec
 from evalkit.runs.sweep import Checkpoint
-from evalkit.runs.sweep_cluster import Node, Plan, Queue, make_plan
-from evalkit.runs.sweep_slot import Job
+from evalkit.runs.sweep_cluster import Node, Plan, Queue, _Driver, make_plan
+from evalkit.runs.sweep_slot import Job, Setup
 
 
 def spec_of(**given):
@@ -151,3 +153,28 @@ def test_options_that_make_no_sense_together_are_refused(given, message):
 
 def test_the_cluster_is_no_setting_of_a_run_so_that_either_engine_goes_on_with_it():
     assert spec_of(gpus_per_server=1).settings() == spec_of(engine="local").settings()
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver whose servers have not begun, on a cluster that is only said to exist; it waits for nothing."""
+    monkeypatch.setattr(sweep_cluster, "_make_mailbox", lambda: None)
+    monkeypatch.setattr(sweep_cluster, "_NO_ROOM_S", 0.0)
+    with progress_rows("checkpoints", 2) as rows:
+        yield _Driver(Plan(1, 1, 1), Setup(spec_of(), "id", "."), Queue(jobs("a", "a")), rows, {}, {})
+
+
+def test_while_others_hold_all_gpus_the_command_waits_and_says_so_once(driver, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_cluster, "_nodes", lambda: nodes((1, 8)))
+    for _ in range(4):
+        driver._look_for_room()
+    assert (
+        capsys.readouterr().err.count("2 checkpoints waiting: no server has begun for 0 s. Others probably hold") == 1
+    )
+
+
+def test_where_no_node_could_hold_a_server_the_command_ends(driver, monkeypatch):
+    monkeypatch.setattr(sweep_cluster, "_nodes", lambda: nodes((0, 8)))
+    driver._look_for_room()
+    with pytest.raises(EngineError, match="2 checkpoints left, and no node is that could hold a server"):
+        driver._look_for_room()
