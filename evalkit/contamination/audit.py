@@ -14,7 +14,7 @@ from evalkit.addresses import address_of
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
-from evalkit.contamination.index import Index, SavedIndex, build_index, load_index, save_index
+from evalkit.contamination.index import Index, SavedIndex, build_index, keep_index
 from evalkit.contamination.outputs import SCAN, write_audit
 from evalkit.contamination.part_files import PartFiles
 from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, scan_part, warm_up
@@ -279,9 +279,8 @@ def _prepared(
     # worker may have another current folder.
     work = out.absolute() / WORK
     place = work / f"index-{index.fingerprint[:16]}"
-    save_index(index, place)
     # From here on its arrays are in the memory that the workers map, too.
-    index = load_index(place)
+    index = keep_index(index, place)
     shared = engine.share(index, SavedIndex(place, index.fingerprint))
     store = None if address is None else join(address, WORK)
     return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES, store)

@@ -18,7 +18,7 @@ from evalkit import tables
 from evalkit.contamination import audit as audits
 from evalkit.contamination import parts
 from evalkit.contamination.benchmarks import from_file
-from evalkit.contamination.index import SavedIndex, build_index, load_index, save_index
+from evalkit.contamination.index import SavedIndex, build_index, keep_index, load_index, save_index
 from evalkit.contamination.outputs import BAD_ROWS
 from evalkit.contamination.recorded import NEAR_SUFFIX
 from evalkit.contamination.rules import load_rules
@@ -160,6 +160,55 @@ def test_a_part_is_not_scanned_with_the_index_of_another_audit(corpus):
     save_index(other, corpus / "index")
     with pytest.raises(InputError, match="another audit"):
         parts.scan_part(task)
+
+
+KEEP = """
+import sys
+from pathlib import Path
+from evalkit.contamination.benchmarks import from_file
+from evalkit.contamination.index import build_index, keep_index
+index = build_index([from_file(Path(sys.argv[1]))], 8)
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    kept = keep_index(index, Path(sys.argv[2]) / str(number))
+    assert kept.fingerprint == index.fingerprint
+"""
+
+
+def test_processes_that_keep_the_same_index_do_not_break_each_others(corpus):
+    """Whoever comes first writes it; nobody ever finds half of it, or writes it again."""
+    n = 25
+    arguments = [sys.executable, "-c", KEEP, str(corpus / "items.jsonl"), str(corpus / "kept"), str(n)]
+    processes = [
+        subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in processes:
+        process.stdin.write("begin\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert sorted(path.name for path in (corpus / "kept").iterdir()) == sorted(map(str, range(n)))
+
+
+def test_an_index_that_is_there_is_opened_while_others_keep_it(corpus):
+    index, folder = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "kept"
+    keep_index(index, folder)
+    before = {path: path.stat().st_ino for path in folder.iterdir()}
+    keep_index(index, folder)
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["killed", "cut", "another"])
+def test_a_kept_index_that_is_damaged_is_made_again(corpus, damage):
+    index, folder = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "kept"
+    keep_index(index if damage != "another" else build_index([from_file(corpus / "items.jsonl")], 9), folder)
+    if damage == "killed":
+        (folder / "index.json").unlink()
+    elif damage == "cut":
+        (folder / "bitmap.npy").write_bytes((folder / "bitmap.npy").read_bytes()[:100])
+    assert keep_index(index, folder).fingerprint == index.fingerprint
+    assert load_index(folder).fingerprint == index.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["version", "cut", "gone"])
