@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import socket
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def connect(address: str) -> None:
         _check_address(address)
     if ray.is_initialized():
         mine = ray.get_runtime_context().gcs_address
-        if address not in (AUTO, mine) and _resolved(address) != _resolved(mine):
+        if address not in (AUTO, "local", mine) and _resolved(address) != _resolved(mine):
             raise EngineError(
                 f"this process is connected to the Ray cluster at {mine} already, and {address} is another one",
                 where=_WHERE,
@@ -102,7 +103,15 @@ def connect(address: str) -> None:
             return
     # Nothing of a user's work is told to the makers of Ray.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _init(include_dashboard=False, address="local")
+    try:
+        _init(include_dashboard=False, address="local")
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        raise EngineError(
+            f"a Ray cluster of this machine cannot be started ({' '.join(str(error).split())})",
+            where=_WHERE,
+            do="Look at its logs in /tmp/ray/session_latest/logs; where Ray speaks of a token, set RAY_AUTH_MODE=token "
+            "before the program imports ray, or take ~/.ray/auth_token away",
+        ) from error
     say("there is no Ray cluster here: one of this machine alone was started, and ends with this command")
 
 
@@ -110,8 +119,11 @@ def _present_token() -> None:
     """Let Ray show the user's token to a cluster, if there is one.
 
     `ray start --head` asks for a token wherever the user has one, but Ray's drivers show it only when they are told to.
-    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported.
+    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported: told later, one
+    half of it would show a token and the other would not ask for it.
     """
+    if "ray" in sys.modules:
+        return
     names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if any(os.environ.get(name) for name in names) or _TOKEN.expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

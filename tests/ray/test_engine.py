@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -278,3 +280,33 @@ def test_another_version_is_refused(cluster):
     engine.caller = ray_cluster.Caller("0.0.1", engine.caller.python, str(Path.cwd()))
     with pytest.raises(EngineError, match=r"has evalkit .* given with 0\.0\.1"):
         list(engine.map(square, [1]))
+
+
+TWICE = """
+import sys
+if "imported before" in sys.argv:
+    import ray
+from evalkit.engines.ray import RayEngine
+for _ in range(2):
+    assert list(RayEngine("local", 1).map(abs, [-3])) == [(0, 3)]
+"""
+
+
+@pytest.mark.parametrize("when", ["imported before", "imported by the engine"])
+def test_a_cluster_of_this_machine_twice_in_a_process_of_a_user_with_a_token(tmp_path, when):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("ab" * 32)
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, when],
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_connection_of_the_caller_is_used_where_a_local_one_is_asked_for(cluster, engine):
+    assert next(RayEngine("local").map(square, [3])) == (0, 9)
