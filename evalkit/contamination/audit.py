@@ -267,9 +267,9 @@ def _prepared(
     engine: Engine,
 ) -> tuple[Index, Parts]:
     """Make the index and share it; return it and the parts of the corpus."""
-    address = address_of(out)
+    address, work = address_of(out), out.absolute() / WORK
     if address is None:
-        engine.shares_files(out)
+        engine.shares_files(work)
     if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
         engine.start(warm_up)
     index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
@@ -277,7 +277,6 @@ def _prepared(
         raise InputError("no benchmark item has a word to look for", where=looked_for[0].source, do="Check its fields")
     # By its name: should another audit run in the same directory, neither works with the other's. From the root: a
     # worker may have another current folder.
-    work = out.absolute() / WORK
     place = work / f"index-{index.fingerprint[:16]}"
     # From here on its arrays are in the memory that the workers map, too.
     index = keep_index(index, place)

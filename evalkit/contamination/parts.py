@@ -212,9 +212,12 @@ def scan_part(task: ScanTask) -> None:
     if task.store is not None:
         _put_part(task, found, task.store)
         return
-    if not task.out.is_dir():  # a worker that outlived its audit leaves nothing in the result
-        raise InputError("the folder of the parts is gone", where=str(task.out), do="Let only one audit run there")
-    save_part(task.path, found)
+    try:
+        save_part(task.path, found)
+    except FileNotFoundError:  # a worker that outlived its audit leaves nothing in the result
+        raise InputError(
+            "the folder of the parts is gone", where=str(task.out), do="Let only one audit run there"
+        ) from None
 
 
 def _put_part(task: ScanTask, found: ShardRuns, store: str) -> None:

@@ -211,6 +211,20 @@ def test_a_kept_index_that_is_damaged_is_made_again(corpus, damage):
     assert load_index(folder).fingerprint == index.fingerprint
 
 
+def test_a_worker_that_outlives_its_audit_does_not_bring_the_folder_back(corpus):
+    index, work = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "work"
+    saved = SavedIndex(corpus / "index", index.fingerprint)
+    keep_index(index, corpus / "index")
+    [shard, *_] = find_shards([str(corpus / "corpus")])
+    [task] = parts.Parts([shard], saved, index.fingerprint, work, "text", "id").of(0)
+    with pytest.raises(InputError, match="folder of the parts is gone"):
+        parts.scan_part(task)
+    assert not work.exists()
+    work.mkdir()
+    parts.scan_part(task)
+    assert task.path.exists()
+
+
 @pytest.mark.parametrize("damage", ["version", "cut", "gone"])
 def test_a_damaged_index_is_refused(corpus, damage):
     folder = corpus / "index"

@@ -222,7 +222,9 @@ def blind_node(cluster, tmp_path):
 
 
 def test_a_folder_that_a_node_does_not_see_is_refused_before_the_work(corpus, engine, blind_node):
-    with pytest.raises(EngineError, match=rf"node .*: the node does not see {blind_node}/out\. .*shared file system"):
+    with pytest.raises(
+        EngineError, match=rf"node .*: the node does not see {blind_node}/out/{WORK}\. .*shared file system"
+    ):
         audits.audit(
             find_shards([str(corpus / "corpus")]),
             [from_file(corpus / "items.jsonl")],
@@ -230,7 +232,8 @@ def test_a_folder_that_a_node_does_not_see_is_refused_before_the_work(corpus, en
             blind_node / "out",
             engine=engine,
         )
-    assert list((blind_node / "out").iterdir()) == []
+    assert list((blind_node / "out").iterdir()) == [blind_node / "out" / WORK]
+    assert list((blind_node / "out" / WORK).iterdir()) == []
 
 
 def test_the_command_without_a_cluster_starts_one_of_this_machine_and_says_so(corpus, tmp_path, monkeypatch):
