@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -10,18 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from evalkit import tables
 from evalkit.contamination import audit as audits
-from evalkit.contamination import parts
+from evalkit.contamination import part_files, parts
 from evalkit.contamination.benchmarks import from_file
 from evalkit.contamination.index import SavedIndex, build_index, keep_index, load_index, save_index
 from evalkit.contamination.outputs import BAD_ROWS
 from evalkit.contamination.recorded import NEAR_SUFFIX
 from evalkit.contamination.rules import load_rules
+from evalkit.corpora.objects import Stored
 from evalkit.corpora.shards import find_shards
 from evalkit.engines import LocalEngine
 from evalkit.errors import InputError
@@ -160,6 +163,77 @@ def test_a_part_is_not_scanned_with_the_index_of_another_audit(corpus):
     save_index(other, corpus / "index")
     with pytest.raises(InputError, match="another audit"):
         parts.scan_part(task)
+
+
+def test_files_are_cut_in_any_order_and_once(corpus, monkeypatch):
+    """A few ahead by threads: the tasks come in the order of the files all the same."""
+    shards = find_shards([str(corpus / "corpus")])
+    made = parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    plain = [task for number in range(len(shards)) for task in made.of(number)]
+    cut, real = [], parts.split_shard
+
+    def split(shard, n_bytes):
+        time.sleep(0.02 * (shard is shards[0]))
+        cut.append(shard.path.name)
+        return real(shard, n_bytes)
+
+    monkeypatch.setattr(parts, "split_shard", split)
+    again = parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    assert list(again.of_files([7, 2])) == [task for number in (7, 2) for task in made.of(number)]
+    assert sorted(cut) == ["02.jsonl", "07.jsonl"]
+    assert list(again) == plain == list(again)
+    assert len(cut) == len(set(cut)) == len(shards)
+
+
+def test_no_more_files_are_cut_ahead_than_a_few(corpus, monkeypatch):
+    [shard, *_] = find_shards([str(corpus / "corpus")])
+    made = parts.Parts([shard] * 500, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    cut, real = [], parts.split_shard
+    monkeypatch.setattr(parts, "split_shard", lambda *given: (cut.append(0), real(*given))[1])
+    tasks = iter(made)
+    next(tasks)
+    time.sleep(0.2)
+    tasks.close()
+    assert len(cut) <= 2 * parts._N_CUT
+
+
+def test_a_file_that_cannot_be_cut_is_told_when_its_turn_comes(corpus):
+    shards = find_shards([str(corpus / "corpus")])
+    shards[3].path.unlink()
+    tasks = iter(parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id"))
+    assert [next(tasks).shard.path for _ in range(3)] == [shard.path for shard in shards[:3]]
+    with pytest.raises(InputError, match=r"03\.jsonl"):
+        next(tasks)
+
+
+def test_part_files_at_an_address_take_32_bytes_a_part(monkeypatch):
+    """The same is found as in a dictionary of the names."""
+    n = 50_000
+    names = {hashlib.sha256(str(number).encode()).hexdigest(): number for number in range(n)}
+
+    def listing(_):
+        for name, number in names.items():
+            yield f"{name}.near.parquet", Stored(number, "")
+            if number % 3:
+                yield f"{name}.parquet", Stored(2 * number, "")
+        yield "index.json", Stored(1, "")
+        yield ".hidden.parquet.12345678.tmp", Stored(1, "")
+
+    monkeypatch.setattr(part_files, "listing", listing)
+    tracemalloc.start()
+    files = part_files.PartFiles("memory://somewhere")
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 40 * n
+    assert most < 100 * n
+    for name, number in names.items():
+        assert files._sizes[NEAR_SUFFIX].of(name) == number
+        assert files._sizes[".parquet"].of(name) == (2 * number if number % 3 else None)
+    assert files._sizes[".parquet"].of("f" * 64) is None
+
+
+def test_an_empty_place_has_no_parts():
+    assert part_files.PartFiles("memory://nothing-here")._sizes[".parquet"].of("0" * 64) is None
 
 
 KEEP = """
