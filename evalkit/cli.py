@@ -1902,7 +1902,8 @@ def _print_share(result: ShareResult, *, as_json: bool) -> None:
         return
     before = f" ({result.n_before:,} before)" if result.n_before else ""
     n_done = result.n_before + result.n_scanned
-    typer.echo(f"share {result.share}: {n_done:,} of {result.n_parts:,} parts of the corpus are scanned{before}")
+    of_all = "parts of its files" if result.n_parts is None else f"of {result.n_parts:,} parts of the corpus"
+    typer.echo(f"share {result.share}: {n_done:,} {of_all} are scanned{before}")
     if result.n_left:
         typer.echo(f"{result.n_left:,} parts are left to other shares")
     typer.echo("When all shares are done, the same command without --share finishes the audit.")

@@ -14,13 +14,15 @@ import orjson
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, makes_folder: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it replaces `path`, on failure it is removed.
 
     The name of the temporary file is unique, so two writers never share one; after a `kill -9` only such a
-    leftover (`.NAME.*.tmp`) remains and `path` holds what it held before.
+    leftover (`.NAME.*.tmp`) remains and `path` holds what it held before. The folder is made if need be, unless
+    `makes_folder` is False: then opening the temporary file fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if makes_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary

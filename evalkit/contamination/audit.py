@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import time
@@ -14,7 +15,7 @@ from evalkit.addresses import address_of
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
-from evalkit.contamination.index import Index, SavedIndex, build_index, load_index, save_index
+from evalkit.contamination.index import Index, SavedIndex, build_index, keep_index
 from evalkit.contamination.outputs import SCAN, write_audit
 from evalkit.contamination.part_files import PartFiles
 from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, scan_part, warm_up
@@ -35,9 +36,17 @@ RECORDED_N: Final = 8
 """Runs of at least so many tokens are recorded, whatever the rules, so that other rules can be applied later."""
 
 
+FILES_OF_SHARE: Final = 16
+"""Where each share has at least so many files, it has whole ones: they are enough to be alike."""
+
+
 @dataclass(frozen=True)
 class Share:
-    """The `number`-th of `n` shares of a corpus's parts, from 1: the parts number, number + n, number + 2n, ..."""
+    """The `number`-th of `n` shares of a corpus, from 1.
+
+    Where there are many more files than shares, it has the files number, number + n, number + 2n, ..., so that no share
+    looks into another's files; elsewhere the parts of the corpus with these numbers.
+    """
 
     number: int
     n: int
@@ -61,6 +70,17 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.n}"
 
+    def is_of_files(self, parts: Parts) -> bool:
+        """Whether it has whole files."""
+        return len(parts.shards) >= FILES_OF_SHARE * self.n
+
+    def tasks(self, parts: Parts) -> Iterator[ScanTask]:
+        """Its tasks."""
+        first = self.number - 1
+        if self.is_of_files(parts):
+            return parts.of_files(range(first, len(parts.shards), self.n))
+        return itertools.islice(parts, first, None, self.n)
+
 
 @dataclass(frozen=True)
 class ShareResult:
@@ -73,19 +93,19 @@ class ShareResult:
     share
         Which one.
     n_parts
-        Parts of the corpus.
+        Parts of the corpus; None where each share has its own files, and does not know the others'.
     n_before, n_scanned
         Parts of the share that were scanned before, and now.
     n_left
-        Parts of the corpus that no share has scanned yet.
+        Parts of the corpus that no share has scanned yet; None where that is not known, either.
     """
 
     directory: Path
     share: Share
-    n_parts: int
+    n_parts: int | None
     n_before: int
     n_scanned: int
-    n_left: int
+    n_left: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -195,6 +215,8 @@ def scan_share(
     _, parts = _prepared(shards, looked_for, rules, out, text_column, id_column, engine)
     files = PartFiles(parts.store)
     n_before, n_now = _scan(parts, files, engine, share)
+    if share.is_of_files(parts):
+        return ShareResult(out, share, None, n_before, n_now, None)
     return ShareResult(out, share, parts.n_known, n_before, n_now, sum(not files.has(task) for task in parts))
 
 
@@ -267,9 +289,9 @@ def _prepared(
     engine: Engine,
 ) -> tuple[Index, Parts]:
     """Make the index and share it; return it and the parts of the corpus."""
-    address = address_of(out)
+    address, work = address_of(out), out.absolute() / WORK
     if address is None:
-        engine.shares_files(out)
+        engine.shares_files(work)
     if sum(shard.size for shard in shards) > PART_BYTES:  # there will be several parts
         engine.start(warm_up)
     index = build_index(looked_for, min(RECORDED_N, *(rule.n for rule in rules)))
@@ -277,11 +299,9 @@ def _prepared(
         raise InputError("no benchmark item has a word to look for", where=looked_for[0].source, do="Check its fields")
     # By its name: should another audit run in the same directory, neither works with the other's. From the root: a
     # worker may have another current folder.
-    work = out.absolute() / WORK
     place = work / f"index-{index.fingerprint[:16]}"
-    save_index(index, place)
     # From here on its arrays are in the memory that the workers map, too.
-    index = load_index(place)
+    index = keep_index(index, place)
     shared = engine.share(index, SavedIndex(place, index.fingerprint))
     store = None if address is None else join(address, WORK)
     return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES, store)
@@ -300,9 +320,7 @@ def _scan(parts: Parts, files: PartFiles, engine: Engine, share: Share | None = 
 
         def left() -> Iterator[ScanTask]:
             nonlocal n_before
-            for number, task in enumerate(parts):
-                if share is not None and number % share.n != share.number - 1:
-                    continue
+            for task in share.tasks(parts) if share else parts:
                 if files.has(task):
                     n_before += 1
                     progress.skip(task)

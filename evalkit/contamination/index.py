@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -359,6 +362,44 @@ def load_index(folder: Path | str) -> Index:
             where=str(folder),
             do="Delete the folder; the index is made again",
         ) from None
+
+
+def keep_index(index: Index, folder: Path) -> Index:
+    """Open the index in a folder on this machine; if it is not there, it is put there first, whole at once.
+
+    Processes may do so at the same time, and others may read: what can be opened is never written again.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be opened though it was just written.
+    """
+    if (found := _opens(folder, index.fingerprint)) is not None:
+        return found
+    unique = uuid.uuid4().hex[:8]
+    beside, damaged = (folder.with_name(f"{folder.name}.{unique}.{what}") for what in ("tmp", "damaged"))
+    try:
+        save_index(index, beside)
+        with contextlib.suppress(OSError):  # another process was first, or what lies there is damaged
+            beside.rename(folder)
+        if (found := _opens(folder, index.fingerprint)) is not None:
+            return found
+        with contextlib.suppress(OSError):  # out of the way, so that the new one appears whole, too
+            folder.rename(damaged)
+        with contextlib.suppress(OSError):
+            beside.rename(folder)
+        return load_index(folder)
+    finally:
+        for one in (beside, damaged):
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def _opens(folder: Path, fingerprint: str) -> Index | None:
+    try:
+        index = load_index(folder)
+    except InputError:
+        return None
+    return index if index.fingerprint == fingerprint else None
 
 
 @dataclass(frozen=True)

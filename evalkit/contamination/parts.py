@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -40,6 +42,11 @@ _VERSION: Final = 4
 _PROGRESS: Final = ".progress"
 _METER_S: Final = 0.5
 _TO_END: Final = -1
+_N_CUT: Final = 8
+"""Files cut at a time, and as many more that wait: the footer of a file at an address takes tens of milliseconds."""
+
+_Cuts = tuple[int, "array[int]"]
+"""Of a file, when it was changed last, in nanoseconds, and where its parts begin and end, in turn."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +128,40 @@ class Parts:
         self._columns = text_column if isinstance(text_column, str) else tuple(text_column)
         self._id_column = id_column
         self.store = store
-        # Numbers, not objects: there can be a hundred thousand files, and as many parts.
-        self._cuts, self._first_cut, self._changed = array("q"), array("q", [0]), array("q")
+        # Numbers, not objects: there can be a hundred thousand files, and as many parts. Of each file, where its cuts
+        # begin in the list of all, and how many parts they make, 0 while it is not cut.
+        self._cuts = array("q")
+        self._first_cut, self._n_parts, self._changed = (array("q", bytes(8 * len(shards))) for _ in range(3))
 
     def __iter__(self) -> Iterator[ScanTask]:
         """All tasks, file by file."""
-        for number in range(len(self.shards)):
-            yield from self.of(number)
+        return self.of_files(range(len(self.shards)))
+
+    def of_files(self, numbers: Iterable[int]) -> Iterator[ScanTask]:
+        """Yield the tasks of some files, in this order. Threads cut a few files ahead, for that may be a long way off.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read.
+        """
+        ahead: deque[tuple[int, Future[_Cuts] | None]] = deque()
+        pool = ThreadPoolExecutor(_N_CUT)  # starts no thread before it has something to do
+        try:
+            for number in numbers:
+                is_cut = self._n_parts[number] > 0
+                ahead.append((number, None if is_cut else pool.submit(_cut, self.shards[number], self._part_bytes)))
+                if len(ahead) == 2 * _N_CUT:
+                    yield from self._taken(*ahead.popleft())
+            while ahead:
+                yield from self._taken(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _taken(self, number: int, cuts: Future[_Cuts] | None) -> list[ScanTask]:
+        if cuts is not None:
+            self._keep(number, cuts.result())
+        return self.of(number)
 
     @property
     def n_known(self) -> int:
@@ -135,18 +169,18 @@ class Parts:
         return len(self._cuts) // 2
 
     def of(self, number: int) -> list[ScanTask]:
-        """Return the tasks of one file. It is cut the first time, in the order of the files.
+        """Return the tasks of one file. It is cut the first time.
 
         Raises
         ------
         InputError
             The file cannot be read.
         """
-        if number == len(self._changed):
-            self._cut(self.shards[number])
+        if not self._n_parts[number]:
+            self._keep(number, _cut(self.shards[number], self._part_bytes))
         shard, changed = self.shards[number], self._changed[number]
-        cuts = self._cuts[self._first_cut[number] : self._first_cut[number + 1]]
-        n_parts = len(cuts) // 2
+        first, n_parts = self._first_cut[number], self._n_parts[number]
+        cuts = self._cuts[first : first + 2 * n_parts]
         # Only what lies in files: an address would have to be read twice.
         pieces = pieces_of(shard.size) if isinstance(shard.path, Path) else []
         tasks = []
@@ -167,21 +201,30 @@ class Parts:
             )
         return tasks
 
-    def _cut(self, shard: Shard) -> None:
-        changed = 0
-        if isinstance(shard.path, Path):
-            try:
-                changed = shard.path.stat().st_mtime_ns
-            except OSError as error:
-                raise InputError(
-                    f"the file cannot be looked at ({error.strerror})",
-                    where=str(shard.path),
-                    do="Check that it is there",
-                ) from None
-        for part in split_shard(shard, self._part_bytes):
-            self._cuts.extend((part.start, _TO_END if part.stop is None else part.stop))
-        self._first_cut.append(len(self._cuts))
-        self._changed.append(changed)
+    def _keep(self, number: int, cuts: _Cuts) -> None:
+        if self._n_parts[number]:  # somebody else has cut it meanwhile
+            return
+        self._changed[number], places = cuts
+        self._first_cut[number], self._n_parts[number] = len(self._cuts), len(places) // 2
+        self._cuts.extend(places)
+
+
+def _cut(shard: Shard, part_bytes: int) -> _Cuts:
+    """Cut a file: when it was changed last, and where its parts begin and end."""
+    changed = 0
+    if isinstance(shard.path, Path):
+        try:
+            changed = shard.path.stat().st_mtime_ns
+        except OSError as error:
+            raise InputError(
+                f"the file cannot be looked at ({error.strerror})",
+                where=str(shard.path),
+                do="Check that it is there",
+            ) from None
+    places = array("q")
+    for part in split_shard(shard, part_bytes):
+        places.extend((part.start, _TO_END if part.stop is None else part.stop))
+    return changed, places
 
 
 def warm_up() -> None:
@@ -212,9 +255,12 @@ def scan_part(task: ScanTask) -> None:
     if task.store is not None:
         _put_part(task, found, task.store)
         return
-    if not task.out.is_dir():  # a worker that outlived its audit leaves nothing in the result
-        raise InputError("the folder of the parts is gone", where=str(task.out), do="Let only one audit run there")
-    save_part(task.path, found)
+    try:
+        save_part(task.path, found)
+    except FileNotFoundError:  # a worker that outlived its audit leaves nothing in the result
+        raise InputError(
+            "the folder of the parts is gone", where=str(task.out), do="Let only one audit run there"
+        ) from None
 
 
 def _put_part(task: ScanTask, found: ShardRuns, store: str) -> None:

@@ -147,7 +147,13 @@ class FoundJoiner:
 
 
 def save_part(path: Path, found: ShardRuns) -> None:
-    """Write what was found in a part; the near matches lie beside `path`, which comes last."""
+    """Write what was found in a part; the near matches lie beside `path`, which comes last.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is not there. It is not made: one that was removed meanwhile is not to come back.
+    """
     runs, near = _tables([found], first=0)
     totals = {
         "counts": _plain(found.counts),
@@ -155,7 +161,8 @@ def save_part(path: Path, found: ShardRuns) -> None:
         "n_corpus_tokens": found.n_corpus_tokens,
         "pieces": {str(start): digest for start, digest in found.pieces.items()},
     }
-    with atomic_path(path) as runs_path, atomic_path(path.with_suffix(NEAR_SUFFIX)) as near_path:
+    near_file = path.with_suffix(NEAR_SUFFIX)
+    with atomic_path(path, makes_folder=False) as runs_path, atomic_path(near_file, makes_folder=False) as near_path:
         pq.write_table(near, near_path, compression="zstd")
         pq.write_table(runs.replace_schema_metadata({_TOTALS: to_json([totals])}), runs_path, compression="zstd")
 

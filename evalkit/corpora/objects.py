@@ -81,6 +81,7 @@ def _found(fs: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         fs.invalidate_cache()
         try:
             found = dict(fs.find(path, detail=True))
+            fs.invalidate_cache()  # nor does it stay in the memory of the file system
             # Of a file that is asked for itself, some say nothing more.
             return {name: info if "type" in info else fs.info(name) for name, info in found.items()}
         except FileNotFoundError:

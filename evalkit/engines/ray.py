@@ -1,9 +1,10 @@
 """Runs tasks on a Ray cluster: what a worker process or a node takes with it when it dies is done again.
 
 Tasks go to Ray as they are, small: names of files and ranges of rows. A few wait for each processor and the others are
-not made before there is room. Ray does a task again whose worker or node was lost; an exception of the task itself is
-raised as it is. When no task is left to be handed out, one that runs much longer than the others is begun again on
-another node, and the first that is done counts. So a task may run twice, also at a time: it should write files whole.
+not made before there is room. Ray does a task again whose worker or node was lost, and this module one in which Ray
+itself failed on a node; an exception of the task's own is raised as it is. When no task is left to be handed out, one
+that runs much longer than the others is begun again on another node, and the first that is done counts. So a task may
+run twice, also at a time: it should write files whole.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from evalkit.engines import ray_cluster
+from evalkit.engines import ray_cluster, ray_failures
 from evalkit.engines.interface import Shared
 from evalkit.errors import EngineError
 from evalkit.progress import warn
 
 MAX_RETRIES: Final = 3
-"""How often Ray does a task again whose worker or node was lost."""
+"""How often a task is done again whose worker or node was lost, and how often one is that Ray could not do."""
 
 _QUEUED: Final = 2
 """Tasks handed out for each processor: one runs, one waits, so that no processor waits for this process."""
@@ -76,6 +77,7 @@ def _attempt(
     import ray
 
     ray_cluster.check_caller(caller)
+    ray_cluster.check_tokens(caller.tokens)
     begun.begin.remote(number, ray.get_runtime_context().get_node_id())
     with contextlib.suppress(OSError):  # relative names mean what they mean where the command was given
         os.chdir(caller.folder)
@@ -129,6 +131,7 @@ class RayEngine:
         self.caller = ray_cluster.Caller.here()
         self._warming: list[Any] = []
         self._begun: Any = None
+        self._folders: list[Path] = []
         self.attempt_numbers = itertools.count()
         ray_cluster.check_nodes(self.caller)
 
@@ -141,12 +144,17 @@ class RayEngine:
     def shares_files(self, folder: Path) -> None:
         """Let each node look for a file in `folder`, which is made when it is not there.
 
+        While tasks run, such a file lies there: nodes that join the cluster later look for it before their first task.
+
         Raises
         ------
         EngineError
             A node does not see it.
         """
-        ray_cluster.check_nodes(self.caller, folder.absolute())
+        folder = folder.absolute()
+        ray_cluster.check_nodes(self.caller, folder)
+        if folder not in self._folders:
+            self._folders.append(folder)
 
     def start(self, function: Callable[[], None]) -> None:
         """Let workers start, and each call `function`, while this process does something else."""
@@ -177,13 +185,15 @@ class RayEngine:
         Raises
         ------
         EngineError
-            The workers of a task were lost again and again.
+            The workers of a task were lost again and again, Ray could not do a task, or a node that joined the cluster
+            later does not see a folder that all should.
         """
-        flight = _Flight(self, function, tasks)
-        try:
-            yield from flight.results()
-        finally:
-            flight.end()
+        with ray_cluster.tokens(self._folders) as tokens:
+            flight = _Flight(self, function, tasks, replace(self.caller, tokens=tokens))
+            try:
+                yield from flight.results()
+            finally:
+                flight.end()
 
     def n_at_a_time(self) -> int:
         """Tasks that can run at a time now."""
@@ -207,10 +217,18 @@ class _Attempt:
 class _Flight(Generic[_Task, _Result]):
     """One call of `map`: the tasks that were handed out and are not done."""
 
-    def __init__(self, engine: RayEngine, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> None:
+    def __init__(
+        self,
+        engine: RayEngine,
+        function: Callable[[_Task], _Result],
+        tasks: Iterable[_Task],
+        caller: ray_cluster.Caller,
+    ) -> None:
+        self._caller = caller
         self._engine, self._function, self._left = engine, function, iter(enumerate(tasks))
         self._attempts: dict[Any, _Attempt] = {}
         self._tasks: dict[int, _Task] = {}  # those under way, for a second copy
+        self._failures: dict[int, int] = {}  # only of tasks under way that Ray could not do at first
         self._cancelled: list[Any] = []
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
         self._is_all_out = False
@@ -260,7 +278,7 @@ class _Flight(Generic[_Task, _Result]):
     def _submit(self, number: int, node: str | None = None) -> None:
         attempt = _Attempt(number, node is not None, next(self._engine.attempt_numbers))
         remote = self._remote if node is None else ray_cluster.on_node(self._remote, node, soft=True)
-        reference = remote.remote(self._function, self._tasks[number], attempt.number, self._begun, self._engine.caller)
+        reference = remote.remote(self._function, self._tasks[number], attempt.number, self._begun, self._caller)
         self._attempts[reference] = attempt
 
     def _take(self, reference: Any) -> Iterator[tuple[int, _Result]]:
@@ -275,16 +293,13 @@ class _Flight(Generic[_Task, _Result]):
         try:
             seconds, result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            _raise_cause(error)
+            if not ray_failures.is_of_ray(error.cause):
+                _raise_cause(error)
+            self._failed(attempt.task, error.cause, is_last=not others)
+            return
         except ray.exceptions.RayError as error:
-            if others:  # the other copy may still be done
-                return
-            raise EngineError(
-                f"the workers of a task were lost {MAX_RETRIES + 1} times ({_first_line(error)})",
-                where="the Ray cluster",
-                do="Perhaps memory ran out: give the command fewer --workers, and give it again; what was finished is "
-                "kept",
-            ) from error
+            self._failed(attempt.task, error, is_last=not others)
+            return
         for other in others:
             self._begun.forget.remote([self._attempts.pop(other).number])
             self._cancelled.append(other)
@@ -292,7 +307,23 @@ class _Flight(Generic[_Task, _Result]):
         self._seconds.append(seconds)
         self._last_ran = time.monotonic()
         del self._tasks[attempt.task]
+        self._failures.pop(attempt.task, None)
         yield attempt.task, result
+
+    def _failed(self, number: int, error: Exception, *, is_last: bool) -> None:
+        """Hand a task out again that Ray could not do, unless another copy of it is under way or it was often enough.
+
+        Raises
+        ------
+        EngineError
+            It was often enough, or Ray itself has done it again before it gave up.
+        """
+        failures = self._failures[number] = self._failures.get(number, 0) + 1
+        if not is_last:  # the other copy may still be done
+            return
+        if failures > MAX_RETRIES or ray_failures.is_final(error):
+            raise ray_failures.told(error, failures, MAX_RETRIES + 1) from error
+        self._submit(number)
 
     def _look_around(self) -> None:
         """See how large the cluster is now, begin second copies of stragglers, and say when nothing runs at all."""
@@ -321,7 +352,8 @@ class _Flight(Generic[_Task, _Result]):
         has_second = {attempt.task for attempt in self._attempts.values() if attempt.is_second}
         for attempt in list(self._attempts.values()):
             seconds, node = running.get(attempt.number, (0.0, ""))
-            if seconds > limit and attempt.task not in has_second:
+            may_fail = self._failures.get(attempt.task, 0) < MAX_RETRIES
+            if seconds > limit and attempt.task not in has_second and may_fail:
                 others = ray_cluster.others(node)
                 if others:
                     self._submit(attempt.task, others[attempt.number % len(others)])
@@ -350,12 +382,8 @@ def _raise_cause(error: Any) -> NoReturn:
         raise error
     if isinstance(cause, ModuleNotFoundError | AttributeError) and "evalkit" in str(cause):
         raise EngineError(
-            f"a node of the cluster has another evalkit, or none ({_first_line(cause)})",
+            f"a node of the cluster has another evalkit, or none ({ray_failures.first_line(cause)})",
             where="the Ray cluster",
             do="Install the same evalkit-harness on all nodes",
         ) from error
     raise cause from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,8 +8,9 @@ import os
 import platform
 import re
 import socket
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -34,11 +35,15 @@ _RUNTIME: Final = {"env_vars": dict.fromkeys(THREADS_OF_LIBRARIES, "1")}
 
 @dataclass(frozen=True)
 class Caller:
-    """What gives the tasks: the versions that workers must have, too, and the folder that relative names start from."""
+    """What gives the tasks: the versions that workers must have, too, and the folder that relative names start from.
+
+    And files that workers must see, each for a folder that they and the caller write in.
+    """
 
     evalkit: str
     python: str
     folder: str
+    tokens: tuple[str, ...] = ()
 
     @classmethod
     def here(cls) -> Caller:
@@ -55,6 +60,63 @@ def check_caller(caller: Caller) -> None:
         This worker has another version of evalkit or Python.
     """
     _check_versions((caller.evalkit, caller.python), (evalkit.__version__, platform.python_version()), platform.node())
+
+
+_seen: set[str] = set()
+"""Tokens that this worker has seen."""
+
+
+def check_tokens(tokens: Sequence[str]) -> None:
+    """Refuse, in a worker, tasks whose files this node would not share; it looks once.
+
+    Raises
+    ------
+    EngineError
+        This node does not see a token.
+    """
+    for token in tokens:
+        if token not in _seen:
+            if not _sees(token):
+                raise _unseen(_this_node(), Path(token).parent)
+            _seen.add(token)
+
+
+@contextlib.contextmanager
+def tokens(folders: Iterable[Path]) -> Iterator[tuple[str, ...]]:
+    """Let a file lie in each folder that is still there, for workers to look for, until the end of the block."""
+    made = [_token(folder) for folder in folders if folder.is_dir()]
+    try:
+        yield tuple(map(str, made))
+    finally:
+        for one in made:
+            one.unlink(missing_ok=True)
+
+
+def _token(folder: Path) -> Path:
+    token = folder / f".seen-{uuid.uuid4().hex[:8]}.tmp"
+    write_text(token, "written by the command, looked for by each node of the cluster\n")
+    return token
+
+
+def _sees(token: str) -> bool:
+    with contextlib.suppress(OSError):  # a listing makes a network file system look again
+        list(Path(token).parent.iterdir())
+    return Path(token).exists()
+
+
+def _unseen(node: str, folder: Path) -> EngineError:
+    return EngineError(
+        f"the node does not see {folder}",
+        where=node,
+        do="Give an --out that all nodes see under the same name (a shared file system), and a corpus likewise",
+    )
+
+
+def _this_node() -> str:
+    import ray
+
+    name, address = platform.node(), ray.util.get_node_ip_address()
+    return f"node {name} ({address}, {ray.get_runtime_context().get_node_id()[:8]})"
 
 
 def _check_versions(wanted: tuple[str, str], found: tuple[str, str], node: str) -> None:
@@ -88,7 +150,7 @@ def connect(address: str) -> None:
         _check_address(address)
     if ray.is_initialized():
         mine = ray.get_runtime_context().gcs_address
-        if address not in (AUTO, mine) and _resolved(address) != _resolved(mine):
+        if address not in (AUTO, "local", mine) and _resolved(address) != _resolved(mine):
             raise EngineError(
                 f"this process is connected to the Ray cluster at {mine} already, and {address} is another one",
                 where=_WHERE,
@@ -102,7 +164,15 @@ def connect(address: str) -> None:
             return
     # Nothing of a user's work is told to the makers of Ray.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _init(include_dashboard=False, address="local")
+    try:
+        _init(include_dashboard=False, address="local")
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        raise EngineError(
+            f"a Ray cluster of this machine cannot be started ({' '.join(str(error).split())})",
+            where=_WHERE,
+            do="Look at its logs in /tmp/ray/session_latest/logs; where Ray speaks of a token, set RAY_AUTH_MODE=token "
+            "before the program imports ray, or take ~/.ray/auth_token away",
+        ) from error
     say("there is no Ray cluster here: one of this machine alone was started, and ends with this command")
 
 
@@ -110,8 +180,11 @@ def _present_token() -> None:
     """Let Ray show the user's token to a cluster, if there is one.
 
     `ray start --head` asks for a token wherever the user has one, but Ray's drivers show it only when they are told to.
-    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported.
+    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported: told later, one
+    half of it would show a token and the other would not ask for it.
     """
+    if "ray" in sys.modules:
+        return
     names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if any(os.environ.get(name) for name in names) or _TOKEN.expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -236,9 +309,7 @@ def check_nodes(caller: Caller, folder: Path | None = None) -> None:
     """
     import ray
 
-    token = folder / f".seen-{uuid.uuid4().hex[:8]}.tmp" if folder else None
-    if token:
-        write_text(token, "written by the command, looked for by each node of the cluster\n")
+    token = _token(folder) if folder else None
     try:
         look = ray.remote(num_cpus=0, max_retries=1, runtime_env=_RUNTIME)(_inspection())
         nodes = _nodes()
@@ -282,9 +353,5 @@ def _check_answer(node: dict[str, Any], answer: Any, caller: Caller, folder: Pat
             do="Look at its logs in /tmp/ray/session_latest/logs, or take it out of the cluster",
         ) from error
     _check_versions((caller.evalkit, caller.python), (version, python), name)
-    if not is_seen:
-        raise EngineError(
-            f"the node does not see {folder}",
-            where=name,
-            do="Give an --out that all nodes see under the same name (a shared file system), and a corpus likewise",
-        )
+    if not is_seen and folder is not None:
+        raise _unseen(name, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -10,18 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from evalkit import tables
 from evalkit.contamination import audit as audits
-from evalkit.contamination import parts
+from evalkit.contamination import part_files, parts
 from evalkit.contamination.benchmarks import from_file
-from evalkit.contamination.index import SavedIndex, build_index, load_index, save_index
+from evalkit.contamination.index import SavedIndex, build_index, keep_index, load_index, save_index
 from evalkit.contamination.outputs import BAD_ROWS
 from evalkit.contamination.recorded import NEAR_SUFFIX
 from evalkit.contamination.rules import load_rules
+from evalkit.corpora.objects import Stored
 from evalkit.corpora.shards import find_shards
 from evalkit.engines import LocalEngine
 from evalkit.errors import InputError
@@ -160,6 +163,140 @@ def test_a_part_is_not_scanned_with_the_index_of_another_audit(corpus):
     save_index(other, corpus / "index")
     with pytest.raises(InputError, match="another audit"):
         parts.scan_part(task)
+
+
+def test_files_are_cut_in_any_order_and_once(corpus, monkeypatch):
+    """A few ahead by threads: the tasks come in the order of the files all the same."""
+    shards = find_shards([str(corpus / "corpus")])
+    made = parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    plain = [task for number in range(len(shards)) for task in made.of(number)]
+    cut, real = [], parts.split_shard
+
+    def split(shard, n_bytes):
+        time.sleep(0.02 * (shard is shards[0]))
+        cut.append(shard.path.name)
+        return real(shard, n_bytes)
+
+    monkeypatch.setattr(parts, "split_shard", split)
+    again = parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    assert list(again.of_files([7, 2])) == [task for number in (7, 2) for task in made.of(number)]
+    assert sorted(cut) == ["02.jsonl", "07.jsonl"]
+    assert list(again) == plain == list(again)
+    assert len(cut) == len(set(cut)) == len(shards)
+
+
+def test_no_more_files_are_cut_ahead_than_a_few(corpus, monkeypatch):
+    [shard, *_] = find_shards([str(corpus / "corpus")])
+    made = parts.Parts([shard] * 500, SavedIndex(corpus, "f"), "f", corpus, "text", "id", 5000)
+    cut, real = [], parts.split_shard
+    monkeypatch.setattr(parts, "split_shard", lambda *given: (cut.append(0), real(*given))[1])
+    tasks = iter(made)
+    next(tasks)
+    time.sleep(0.2)
+    tasks.close()
+    assert len(cut) <= 2 * parts._N_CUT
+
+
+def test_a_file_that_cannot_be_cut_is_told_when_its_turn_comes(corpus):
+    shards = find_shards([str(corpus / "corpus")])
+    shards[3].path.unlink()
+    tasks = iter(parts.Parts(shards, SavedIndex(corpus, "f"), "f", corpus, "text", "id"))
+    assert [next(tasks).shard.path for _ in range(3)] == [shard.path for shard in shards[:3]]
+    with pytest.raises(InputError, match=r"03\.jsonl"):
+        next(tasks)
+
+
+def test_part_files_at_an_address_take_32_bytes_a_part(monkeypatch):
+    """The same is found as in a dictionary of the names."""
+    n = 50_000
+    names = {hashlib.sha256(str(number).encode()).hexdigest(): number for number in range(n)}
+
+    def listing(_):
+        for name, number in names.items():
+            yield f"{name}.near.parquet", Stored(number, "")
+            if number % 3:
+                yield f"{name}.parquet", Stored(2 * number, "")
+        yield "index.json", Stored(1, "")
+        yield ".hidden.parquet.12345678.tmp", Stored(1, "")
+
+    monkeypatch.setattr(part_files, "listing", listing)
+    tracemalloc.start()
+    files = part_files.PartFiles("memory://somewhere")
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 40 * n
+    assert most < 100 * n
+    for name, number in names.items():
+        assert files._sizes[NEAR_SUFFIX].of(name) == number
+        assert files._sizes[".parquet"].of(name) == (2 * number if number % 3 else None)
+    assert files._sizes[".parquet"].of("f" * 64) is None
+
+
+def test_an_empty_place_has_no_parts():
+    assert part_files.PartFiles("memory://nothing-here")._sizes[".parquet"].of("0" * 64) is None
+
+
+KEEP = """
+import sys
+from pathlib import Path
+from evalkit.contamination.benchmarks import from_file
+from evalkit.contamination.index import build_index, keep_index
+index = build_index([from_file(Path(sys.argv[1]))], 8)
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    kept = keep_index(index, Path(sys.argv[2]) / str(number))
+    assert kept.fingerprint == index.fingerprint
+"""
+
+
+def test_processes_that_keep_the_same_index_do_not_break_each_others(corpus):
+    """Whoever comes first writes it; nobody ever finds half of it, or writes it again."""
+    n = 25
+    arguments = [sys.executable, "-c", KEEP, str(corpus / "items.jsonl"), str(corpus / "kept"), str(n)]
+    processes = [
+        subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in processes:
+        process.stdin.write("begin\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert sorted(path.name for path in (corpus / "kept").iterdir()) == sorted(map(str, range(n)))
+
+
+def test_an_index_that_is_there_is_opened_while_others_keep_it(corpus):
+    index, folder = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "kept"
+    keep_index(index, folder)
+    before = {path: path.stat().st_ino for path in folder.iterdir()}
+    keep_index(index, folder)
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["killed", "cut", "another"])
+def test_a_kept_index_that_is_damaged_is_made_again(corpus, damage):
+    index, folder = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "kept"
+    keep_index(index if damage != "another" else build_index([from_file(corpus / "items.jsonl")], 9), folder)
+    if damage == "killed":
+        (folder / "index.json").unlink()
+    elif damage == "cut":
+        (folder / "bitmap.npy").write_bytes((folder / "bitmap.npy").read_bytes()[:100])
+    assert keep_index(index, folder).fingerprint == index.fingerprint
+    assert load_index(folder).fingerprint == index.fingerprint
+
+
+def test_a_worker_that_outlives_its_audit_does_not_bring_the_folder_back(corpus):
+    index, work = build_index([from_file(corpus / "items.jsonl")], 8), corpus / "work"
+    saved = SavedIndex(corpus / "index", index.fingerprint)
+    keep_index(index, corpus / "index")
+    [shard, *_] = find_shards([str(corpus / "corpus")])
+    [task] = parts.Parts([shard], saved, index.fingerprint, work, "text", "id").of(0)
+    with pytest.raises(InputError, match="folder of the parts is gone"):
+        parts.scan_part(task)
+    assert not work.exists()
+    work.mkdir()
+    parts.scan_part(task)
+    assert task.path.exists()
 
 
 @pytest.mark.parametrize("damage", ["version", "cut", "gone"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
 
 from evalkit.cli import app
 from evalkit.contamination import audit as audits
+from evalkit.contamination import parts
 from evalkit.contamination.audit import WORK, Share
 from evalkit.contamination.recorded import FILES_SUFFIX, NEAR_SUFFIX
 from evalkit.errors import SpecError
@@ -75,6 +77,51 @@ def test_shares_scanned_at_once_and_merged_are_the_plain_audit_byte_for_byte(cor
     assert f"{n_parts} of {n_parts} parts were scanned before" in errors
     assert files(out) == files(corpus / "plain")
     assert record(out) == record(corpus / "plain")
+
+
+def test_shares_that_begin_later_or_again_do_not_disturb_those_at_work(corpus):  # noqa: F811
+    """Each of two shares twice at the same time, the second when the first has written parts already."""
+    out = corpus / "staggered"
+    begun = []
+    for number in (1, 2, 1, 2):
+        begun.append(begin([*options(corpus, out), "--share", f"{number}/2", "--json"]))
+        until = time.monotonic() + 60
+        n_before = len(part_files(out))
+        while begun[-1].poll() is None and len(part_files(out)) < n_before + 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    for share in begun:
+        _, errors = share.communicate()
+        assert share.returncode == 0, errors
+    plain = begin(options(corpus, corpus / "plain"))
+    merge = begin(options(corpus, out))
+    for one in (plain, merge):
+        _, errors = one.communicate()
+        assert one.returncode == 0, errors
+    assert files(out) == files(corpus / "plain")
+    assert not (out / WORK).exists()
+
+
+def test_where_files_are_many_a_share_looks_into_its_own_only(corpus, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(audits, "PART_BYTES", 5000)
+    monkeypatch.setattr(audits, "FILES_OF_SHARE", 6)
+    out, cut, real = corpus / "out", [], parts.split_shard
+    monkeypatch.setattr(parts, "split_shard", lambda shard, n: (cut.append(shard.path.name), real(shard, n))[1])
+    first = CliRunner().invoke(app, [*options(corpus, out), "--share", "2/2"])
+    assert first.exit_code == 0, first.output
+    assert sorted(cut) == [f"{number:02}.jsonl" for number in range(1, 12, 2)]
+    assert f"share 2/2: {len(part_files(out))} parts of its files are scanned" in first.stdout
+    other = CliRunner().invoke(app, [*options(corpus, out), "--share", "1/2", "--json"])
+    assert other.exit_code == 0, other.output
+    assert sorted(set(cut)) == sorted(cut) and len(cut) == 12
+    printed = json.loads(other.stdout)
+    assert (printed["n_parts"], printed["n_left"]) == (None, None)
+    n_parts = len(part_files(out))
+    done = CliRunner().invoke(app, options(corpus, out))
+    assert done.exit_code == 0, done.output
+    assert f"{n_parts} of {n_parts} parts were scanned before" in done.stderr
+    whole = CliRunner().invoke(app, options(corpus, corpus / "plain"))
+    assert whole.exit_code == 0
+    assert files(out) == files(corpus / "plain")
 
 
 def test_a_share_says_what_is_left_and_the_audit_scans_what_no_share_has(corpus, monkeypatch):  # noqa: F811

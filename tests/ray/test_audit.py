@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -189,11 +190,10 @@ def test_a_corpus_file_that_cannot_be_read_ends_the_audit_with_its_name(corpus, 
     assert not (tmp_path / "out" / "audit.json").exists()
 
 
-@pytest.fixture
-def blind_node(cluster, tmp_path):
+@contextlib.contextmanager
+def blind_node(cluster, shared):
     """A node in a mount namespace of its own, in which a folder is another one."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
+    shared.mkdir(exist_ok=True)
     hidden = f"mount -t tmpfs none {shared} && exec {Path(sys.executable).parent / 'ray'} start --block --num-cpus 1 "
     hidden += f"--address {cluster.address} --object-store-memory {STORE_BYTES} --disable-usage-stats"
     if os.geteuid() or not shutil.which("unshare"):
@@ -205,28 +205,51 @@ def blind_node(cluster, tmp_path):
         ["unshare", "--mount", "bash", "-c", hidden],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 40
-    while sum(one["Alive"] for one in ray.nodes()) == n_before:
-        assert node.poll() is None, node.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    yield shared
-    os.killpg(node.pid, signal.SIGTERM)
-    node.wait(30)
-    while sum(one["Alive"] for one in ray.nodes()) > n_before:
-        time.sleep(0.2)
+    try:
+        until = time.monotonic() + 60
+        while sum(one["Alive"] for one in ray.nodes()) == n_before:
+            assert node.poll() is None, node.stdout.read()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(30)
+        while sum(one["Alive"] for one in ray.nodes()) > n_before:
+            time.sleep(0.2)
 
 
-def test_a_folder_that_a_node_does_not_see_is_refused_before_the_work(corpus, engine, blind_node):
-    with pytest.raises(EngineError, match=rf"node .*: the node does not see {blind_node}/out\. .*shared file system"):
-        audits.audit(
-            find_shards([str(corpus / "corpus")]),
-            [from_file(corpus / "items.jsonl")],
-            load_rules(RULES),
-            blind_node / "out",
-            engine=engine,
-        )
-    assert list((blind_node / "out").iterdir()) == []
+def test_a_folder_that_a_node_does_not_see_is_refused_before_the_work(corpus, engine, cluster, tmp_path):
+    out = tmp_path / "shared" / "out"
+    message = rf"node .*: the node does not see {out}/{WORK}\. .*shared file system"
+    with blind_node(cluster, tmp_path / "shared"), pytest.raises(EngineError, match=message):
+        run(corpus, out, engine)
+    assert list(out.iterdir()) == [out / WORK]
+    assert list((out / WORK).iterdir()) == []
+
+
+def test_a_node_that_joins_later_and_does_not_see_the_folder_ends_the_work_with_its_name(
+    corpus, plain, small_parts, cluster, engine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(audits, "scan_part", slow_scan_part)
+    out = tmp_path / "shared" / "out"
+    original = audits.Progress.done
+    with contextlib.ExitStack() as joined:
+
+        def done(self, number):
+            original(self, number)
+            if not joined_late:
+                joined_late.append(joined.enter_context(blind_node(cluster, tmp_path / "shared")))
+
+        joined_late = []
+        monkeypatch.setattr(audits.Progress, "done", done)
+        with pytest.raises(EngineError, match=rf"node .*: the node does not see {out}/{WORK}\. .*shared file system"):
+            run(corpus, out, engine)
+    monkeypatch.setattr(audits.Progress, "done", original)
+    assert len(scanned(out)) > 3
+    assert not list(out.glob("**/.seen*"))
+    run(corpus, out, engine)
+    assert files(out) == plain
 
 
 def test_the_command_without_a_cluster_starts_one_of_this_machine_and_says_so(corpus, tmp_path, monkeypatch):

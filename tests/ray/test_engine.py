@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evalkit.engines import choose, ray_cluster
+from evalkit.engines import choose, ray_cluster, ray_failures
 from evalkit.engines import ray as engines
 from evalkit.engines.ray import RayEngine
 from evalkit.errors import EngineError, InputError, SpecError
+from tests.ray.conftest import STORE_BYTES
 
 
 def square(number):
@@ -177,6 +182,133 @@ def test_a_straggler_is_run_again_on_another_node_and_the_first_that_is_done_cou
     assert len(list(tmp_path.glob("0.*.ended"))) == 2
 
 
+def fail_in_ray(task):
+    """As when the node cannot hold the shared value: `n` times, then no more."""
+    folder, n = task
+    n_before = len(list(folder.iterdir()))
+    if n_before < n:
+        (folder / str(n_before)).touch()
+        from ray.exceptions import ObjectStoreFullError
+
+        raise ObjectStoreFullError("no room")
+    return n_before
+
+
+def test_a_task_in_which_ray_failed_is_done_again_within_a_bound(engine, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert list(engine.map(fail_in_ray, [(tmp_path / "a", 3)])) == [(0, 3)]
+    with pytest.raises(EngineError, match=r"in 4 attempts \(ObjectStoreFullError: no room.*larger object store"):
+        list(engine.map(fail_in_ray, [(tmp_path / "b", 9)]))
+    assert len(list((tmp_path / "b").iterdir())) == 4
+
+
+def raise_without_pickle(_):
+    class LocalError(Exception):
+        def __reduce__(self):
+            raise TypeError("no pickle")
+
+    raise LocalError("said")
+
+
+def test_an_exception_that_has_no_pickle_is_no_failure_of_ray(engine):
+    import ray
+
+    with pytest.raises(ray.exceptions.RayError, match="said"):
+        list(engine.map(raise_without_pickle, [0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_final", "said"),
+    [
+        ("WorkerCrashedError", True, r"lost 4 times.*--workers"),
+        ("OutOfMemoryError", True, r"lost 4 times.*--workers"),
+        ("NodeDiedError", True, r"lost 4 times.*--workers"),
+        ("RuntimeEnvSetupError", False, r"RuntimeEnvSetupError.*runtime_env_setup"),
+        ("TaskUnschedulableError", True, r"TaskUnschedulableError.*ray status"),
+        ("OutOfDiskError", False, r"OutOfDiskError.*Make room"),
+        ("ObjectLostError", False, r"ObjectLostError.*larger object store"),
+        ("RaySystemError", False, r"RaySystemError.*logs"),
+    ],
+)
+def test_what_ray_fails_in_is_told_as_what_it_is(name, is_final, said):
+    from ray import exceptions
+
+    kind = getattr(exceptions, name)
+    given = {"NodeDiedError": ("gone",), "ObjectLostError": ("ff" * 28, "here", "stack"), "WorkerCrashedError": ()}
+    error = kind(*given.get(name, ("why",)))
+    assert ray_failures.is_of_ray(error)
+    assert ray_failures.is_final(error) == is_final
+    told = ray_failures.told(error, 1, 4)
+    assert re.search(said, str(told))
+    assert ("memory ran out" in str(told)) == ("lost 4 times" in said)
+
+
+def wait_twice(task):
+    """Number 0 waits until it may go; a second copy of it says where it runs, and fails in Ray or waits as well."""
+    import ray
+
+    folder, number, is_second_failing = task
+    if number:
+        return number
+    mine = folder / f"copy.{uuid.uuid4().hex}"
+    is_second = bool(list(folder.glob("copy.*")))
+    (folder / f".{mine.name}").write_text(ray.get_runtime_context().get_node_id())
+    (folder / f".{mine.name}").rename(mine)
+    if is_second and is_second_failing:
+        (folder / "go").touch()
+        raise ray.exceptions.ObjectStoreFullError("no room")
+    until = time.monotonic() + 90
+    while not (folder / "go").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return "went" if time.monotonic() < until else "late"
+
+
+def test_a_second_copy_in_which_ray_fails_leaves_the_first_alone(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_STRAGGLER_S", 1.0)
+    found = dict(engine.map(wait_twice, [(tmp_path, number, True) for number in range(4)]))
+    assert found == {0: "went", 1: 1, 2: 2, 3: 3}
+    assert len(list(tmp_path.glob("copy.*"))) >= 2
+
+
+def test_a_node_that_is_lost_with_a_second_copy_on_it_changes_nothing(cluster, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_STRAGGLER_S", 1.0)
+    lost = []
+
+    def others(node):
+        """The node to be lost, which joins when the first copy runs elsewhere."""
+        if not lost:
+            lost.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        return [lost[0].node_id]
+
+    monkeypatch.setattr(ray_cluster, "others", others)
+
+    def lose():
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            if lost and any(path.read_text() == lost[0].node_id for path in tmp_path.glob("copy.*")):
+                cluster.remove_node(lost[0], allow_graceful=False)
+                break
+            time.sleep(0.1)
+        (tmp_path / "go").touch()
+
+    loser = threading.Thread(target=lose)
+    loser.start()
+    found = dict(engine.map(wait_twice, [(tmp_path, number, False) for number in range(4)]))
+    loser.join()
+    assert found == {0: "went", 1: 1, 2: 2, 3: 3}
+    assert any(path.read_text() == lost[0].node_id for path in tmp_path.glob("copy.*"))
+
+
+def sum_of(shared):
+    return float(shared.get().sum())
+
+
+def test_a_value_larger_than_the_object_stores_reaches_all_tasks(engine):
+    value = np.ones((STORE_BYTES + (40 << 20)) // 8)
+    assert {one for _, one in engine.map(sum_of, [engine.share(value)] * 6)} == {float(len(value))}
+
+
 def test_the_user_is_told_when_no_processor_is_free(engine, monkeypatch, capsys):
     import ray
 
@@ -278,3 +410,33 @@ def test_another_version_is_refused(cluster):
     engine.caller = ray_cluster.Caller("0.0.1", engine.caller.python, str(Path.cwd()))
     with pytest.raises(EngineError, match=r"has evalkit .* given with 0\.0\.1"):
         list(engine.map(square, [1]))
+
+
+TWICE = """
+import sys
+if "imported before" in sys.argv:
+    import ray
+from evalkit.engines.ray import RayEngine
+for _ in range(2):
+    assert list(RayEngine("local", 1).map(abs, [-3])) == [(0, 3)]
+"""
+
+
+@pytest.mark.parametrize("when", ["imported before", "imported by the engine"])
+def test_a_cluster_of_this_machine_twice_in_a_process_of_a_user_with_a_token(tmp_path, when):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("ab" * 32)
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, when],
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_connection_of_the_caller_is_used_where_a_local_one_is_asked_for(cluster, engine):
+    assert next(RayEngine("local").map(square, [3])) == (0, 9)
