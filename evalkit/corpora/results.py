@@ -343,6 +343,7 @@ class Results:
             self._state["publishing"] = {
                 "command": self._state["command"],
                 "exit_code": exit_code,
+                "has_parts": self._has_parts,
                 "gone": self._gone(),  # now: later, nobody could tell it from what a kill has left
             }
             self._save()
@@ -391,13 +392,19 @@ class Results:
     def _publish(self) -> None:
         """Put all that has changed; called again after a kill it does the same again."""
         changed = self._changed()
-        gone = [name for name in self._state["publishing"]["gone"] if name not in changed]
+        publishing, begun = self._state["publishing"], self._state["begun"]
+        gone = [name for name in publishing["gone"] if name not in changed]
         if not changed:
             self._clear()
+            if not begun:
+                remove(self.address, [_MARKER])
             return
         records = [name for name in changed if PurePosixPath(name).name in RECORDS]
         if records:
-            self._mark({*changed, *self._state["begun"]})
+            there = self._state["there"]
+            # Those, too, that only the record says are ours, which goes now.
+            covered = [n for n in there if PurePosixPath(n).name in _OURS and self._is_ours(n, there)]
+            self._mark({*changed, *begun, *covered})
             remove(self.address, [name for name in records if name in self._state["there"]])
         others = {name: changed[name] for name in changed if name not in records}
         put_all(others, self.address)
@@ -408,21 +415,21 @@ class Results:
         say(f"{len(changed):,} files ({n_bytes / 1e6:,.1f} MB) are at {self.address} now")
         # From here on the results are there. What follows only tidies up, and nothing is put again.
         self._clear()
-        self._clean(changed)
+        self._clean(changed, has_parts=publishing["has_parts"])
 
-    def _clean(self, names: Iterable[str]) -> None:
+    def _clean(self, names: Iterable[str], *, has_parts: bool) -> None:
         """Remove what unfinished work and killed puts have left, as far as it has names of ours."""
         mine = {*names, _MARKER}
 
         def is_ours(name: str) -> bool:
-            return name in mine or (self._has_parts and _is_work(name))
+            return name in mine or (has_parts and _is_work(name))
 
         end_uploads(self.address, is_ours)
         try:
             left = [
                 name
                 for name in listed(self.address)
-                if name == _MARKER or (self._has_parts and _is_work(name)) or is_ours(put_name(name) or "")
+                if name == _MARKER or (has_parts and _is_work(name)) or is_ours(put_name(name) or "")
             ]
             remove(self.address, left)
         except InputError as error:
