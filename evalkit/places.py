@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import typer
 
-from evalkit.addresses import is_address, local_part
+from evalkit.addresses import has_password, is_address, local_part, with_plain_scheme
 
 if TYPE_CHECKING:
     from evalkit.corpora.results import ResultFile, Results
@@ -131,8 +131,8 @@ def _each(value: Any) -> Sequence[Any]:
 def _address_of(value: Any, *, is_text: bool = True) -> str | None:
     """Return the address that was given, or None when it is none; a path has swallowed the second slash of `s3://`."""
     if isinstance(value, Path):
-        return _PATH.sub(r"\1://", str(value), count=1) if _PATH.match(str(value)) else None
-    return value if is_text and isinstance(value, str) and is_address(value) else None
+        return with_plain_scheme(_PATH.sub(r"\1://", str(value), count=1)) if _PATH.match(str(value)) else None
+    return with_plain_scheme(value) if is_text and isinstance(value, str) and is_address(value) else None
 
 
 class _Session:
@@ -167,6 +167,10 @@ class _Session:
         if (path := local_part(address)) is not None:
             return Path("/", path)
         role = self._role(name)
+        if has_password(address):
+            from evalkit.corpora.remote import file_system
+
+            file_system(address)  # says so, and does not repeat it
         if role == "refuse":
             self._refuse(f"--{name.replace('_', '-')}", address)
         # Costs a second, and only who needs it pays.
@@ -176,13 +180,19 @@ class _Session:
             return local_copy(address, _SKIPPED.get(self._command, (*_SCAN, *_JOURNAL)))
         if role == "write file":
             file = ResultFile(address)
-            file.begin()
             self._files.append(file)
             return file.path
         patterns = _SEEDED.get(self._command) if role == "write" else None
         skipped = () if role == "write" or self._command == "audit judge" else _SCAN
         together = self._given.get("share") is not None  # Slurm's tasks, on this machine and others
-        results = Results(address, lambda file: _is_needed(file, patterns, skipped), together=together)
+        # Only sweeps have results in folders below.
+        is_deep = self._given.get("checkpoints") is not None
+        results = Results(
+            address,
+            lambda file: (is_deep or "/" not in file) and _is_needed(file, patterns, skipped),
+            has_parts=self._command == "audit",
+            together=together,
+        )
         self._results.append(results)
         return results.folder
 
@@ -192,6 +202,8 @@ class _Session:
 
         begun: list[Results] = []
         try:
+            for file in self._files:
+                file.begin()
             for one in self._results:
                 one.begin(self._what)
                 begun.append(one)
@@ -206,6 +218,8 @@ class _Session:
         finally:
             for one in begun:
                 one.leave()
+            for file in self._files:
+                file.leave()
         return value
 
     def _publish(self, begun: list[Results], exit_code: int) -> None:

@@ -23,7 +23,7 @@ from evalkit.addresses import is_address
 from evalkit.contamination import kernels
 from evalkit.contamination.benchmarks import ANSWER, CANARY, CHOICES, QUESTION, Benchmark, kind_of_field
 from evalkit.corpora.objects import join, put, put_all, remove
-from evalkit.corpora.results import local_copy
+from evalkit.corpora.results import check_writable, local_copy
 from evalkit.errors import InputError
 from evalkit.files import atomic_path, write_json
 from evalkit.text.buffers import arrow_buffers, make_read_only
@@ -296,8 +296,14 @@ def save_index(index: Index, folder: Path | str) -> None:
     """Write the index for other processes; the description comes last, so a folder that has it is whole.
 
     The folder is a path, or an address such as `s3://bucket/index`.
+
+    Raises
+    ------
+    InputError, SpecError
+        Nothing can be written at the address.
     """
     if isinstance(folder, str) and is_address(folder):
+        check_writable(folder)
         with tempfile.TemporaryDirectory() as name:
             here = Path(name)
             save_index(index, here)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from evalkit.corpora.remote import BLOCK_BYTES, Address, RemoteFile, describe, file_system, files_at, is_web, patiently
 from evalkit.errors import InputError
 from evalkit.files import atomic_path
+from evalkit.progress import logger
 
 _WHOLE_PUTS: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "hf"})
 """Where what is put appears whole or not at all. Elsewhere it is put beside its place, then moved."""
@@ -124,7 +125,8 @@ def _listed_on_the_web(address: str) -> dict[str, Stored]:
 
 
 def _below(name: str, path: str) -> str:
-    return name.strip("/").removeprefix(path.strip("/")).lstrip("/")
+    # A key of S3 can begin with a slash, which is part of its name.
+    return name.lstrip("/").removeprefix(path.strip("/")).removeprefix("/")
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
@@ -225,20 +227,33 @@ def remove(address: str, names: Iterable[str]) -> None:
         They cannot be removed.
     """
     fs, _ = file_system(address)
+    # No method that takes patterns: names, and the address, can have wildcards in them.
     paths = [file_system(join(address, name))[1] for name in names]
-    for begin in range(0, len(paths), _REMOVED_AT_ONCE):
-        some = paths[begin : begin + _REMOVED_AT_ONCE]
-        try:
-            try:
-                patiently(partial(fs.rm, some))
-            except FileNotFoundError:
-                for path in some:
-                    with contextlib.suppress(FileNotFoundError):
-                        patiently(partial(fs.rm_file, path))
-        except Exception as error:  # each file system has errors of its own
-            raise InputError(
-                f"this cannot be removed ({describe(error)})", where=address, do="Check that the credentials allow it"
-            ) from error
+    try:
+        if hasattr(fs, "call_s3"):
+            for begin in range(0, len(paths), _REMOVED_AT_ONCE):
+                patiently(partial(_remove_from_s3, fs, paths[begin : begin + _REMOVED_AT_ONCE]))
+        else:
+            _at_once(partial(_remove_one, fs), paths)
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(
+            f"this cannot be removed ({describe(error)})", where=address, do="Check that the credentials allow it"
+        ) from error
+    if paths:
+        fs.invalidate_cache()
+
+
+def _remove_from_s3(fs: Any, paths: list[str]) -> None:
+    buckets, keys = zip(*(path.split("/", 1) for path in paths), strict=True)
+    objects = [{"Key": key} for key in keys]
+    answer = fs.call_s3("delete_objects", Bucket=buckets[0], Delete={"Objects": objects, "Quiet": True})
+    for error in answer.get("Errors", ()):
+        raise PermissionError(f"{error.get('Key')}: {error.get('Code')} {error.get('Message', '')}")
+
+
+def _remove_one(fs: Any, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        patiently(lambda: fs.rm_file(path))
 
 
 def end_uploads(address: str, is_ours: Callable[[str], bool]) -> int:
@@ -249,7 +264,7 @@ def end_uploads(address: str, is_ours: Callable[[str], bool]) -> int:
     Returns
     -------
     int
-        How many there were; 0 also where the credentials do not allow to ask.
+        How many there were; fewer where the server does not answer, or does not allow it: nothing depends on it.
     """
     fs, path = file_system(address)
     if not hasattr(fs, "list_multipart_uploads"):
@@ -257,9 +272,10 @@ def end_uploads(address: str, is_ours: Callable[[str], bool]) -> int:
     bucket, _, prefix = path.rstrip("/").partition("/")
     n_ended = 0
     more: dict[str, str] = {}
-    with contextlib.suppress(PermissionError, FileNotFoundError):
+    try:
         while True:
-            page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **more)
+            ask = partial(fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "")
+            page = patiently(partial(ask, **more))
             for upload in page.get("Uploads", ()):
                 if is_ours(_below(upload["Key"], prefix)):
                     fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
@@ -267,6 +283,8 @@ def end_uploads(address: str, is_ours: Callable[[str], bool]) -> int:
             if not page.get("IsTruncated"):
                 break
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    except Exception as error:  # each file system has errors of its own; the results are there all the same
+        logger.info("uploads that were begun at %s cannot be ended (%s)", address, describe(error))
     return n_ended
 
 

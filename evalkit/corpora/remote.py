@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from evalkit import progress
-from evalkit.addresses import has_password, redact, without_query
+from evalkit.addresses import has_password, redact, with_plain_scheme, without_query
 from evalkit.errors import InputError
 
 BLOCK_BYTES: Final = 4 << 20
@@ -278,8 +278,8 @@ def file_system(url: str) -> tuple[Any, str]:
 
     if has_password(url):
         raise InputError(
-            "a password stands in this address, where it would be seen by others",
-            where=url,
+            "a password stands in this address, or a token, where it would be seen by others",
+            where=f"{url.partition('://')[0]}://...",
             do="Leave it out; keys are read from the environment (AWS_ACCESS_KEY_ID, FSSPEC_...) and fsspec's "
             "configuration files",
         )
@@ -287,6 +287,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise InputError(
             "chained addresses are not read", where=url, do="Unpack the archive, or name the inner address"
         )
+    url = with_plain_scheme(url)
     options: dict[str, Any] = {}
     if is_web(url):
         import aiohttp

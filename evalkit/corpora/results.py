@@ -34,7 +34,7 @@ from evalkit.corpora.objects import (
 from evalkit.corpora.remote import file_system, is_web
 from evalkit.errors import InputError, SpecError
 from evalkit.files import write_json
-from evalkit.progress import say
+from evalkit.progress import say, warn
 
 RECORDS: Final = (
     *("audit.json", "dedup.json", "against.json", "substrings.json", "run.json", "judge.json", "clean.json"),
@@ -55,6 +55,12 @@ _KNOWN: Final = frozenset(
     {*RECORDS, *_OPTIONAL, "samples.parquet", "requests.parquet", "journal.sqlite", "log.jsonl", "verdicts.parquet"}
     | {f"{name}.parquet" for name in ("matches", "items", "documents", "texts", "scan", "clusters", "substrings")}
 )
+
+# What others may well call their files, and what is ours only beside a record.
+_OURS: Final = _KNOWN | {
+    *("items.jsonl", "sweep.jsonl", "scan.files.parquet", "scan.near.parquet", "semantic.parquet"),
+    *("pairs.parquet", "near_duplicates.parquet"),
+}
 
 _WORK: Final = re.compile(
     rf"{re.escape(UNFINISHED)}/(evalkit\.json|[0-9a-f]{{64}}(\.\w+)*|index-[0-9a-f]{{16}}/[\w.]+)"
@@ -99,6 +105,8 @@ def local_copy(address: str, skip: Iterable[str] = ()) -> Path:
         have = _read_state(state_path)
         found = _looked_at(address, skip)
         if not found:
+            if not is_web(address) and re.search(r"[*?\[\]]", address):
+                raise InputError("patterns are not read here", where=address, do="Name one file, or a folder")
             raise InputError("nothing is at this address", where=address, do="Check it, and the end point")
         is_file = set(found) == {""}
         target = place / ("file" if is_file else "files") / _last_name(address)
@@ -131,12 +139,20 @@ def local_copy(address: str, skip: Iterable[str] = ()) -> Path:
 
 def _looked_at(address: str, skip: Iterable[str]) -> dict[str, Stored]:
     skip = (*skip, *_NEVER)
-    return {
+    found = {
         name: one
         for name, one in listed(address).items()
-        if not name
-        or not (_is_hidden(name) or ".." in name.split("/") or any(fnmatch(PurePosixPath(name).name, s) for s in skip))
+        if not name or not (_is_hidden(name) or any(fnmatch(PurePosixPath(name).name, s) for s in skip))
     }
+    if odd := [name for name in found if name and not _can_be_path(name)]:
+        warn(f"{len(odd)} files at {address} have names that no file here can have, and are left out ({odd[0]!r})")
+    return {name: one for name, one in found.items() if name not in odd}
+
+
+def _can_be_path(name: str) -> bool:
+    """Whether a name at an address is one of a file in a folder, too: keys of object stores can be any text."""
+    parts = name.split("/")
+    return "::" not in name and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
 
 
 def _is_same(now: Stored, had: Any, local: Path) -> bool:
@@ -170,7 +186,10 @@ class Results:
     address
         The directory.
     seed
-        Which of the files that are there the work needs, by their names; None: all.
+        Which of the files that are there the work needs, by their names; None: all. Only files that can be ours are
+        asked about.
+    has_parts
+        Whether the work is an audit's, which has its parts at the address: they go when it is published.
     together
         Commands of which each does a share of the work, at the same time, here and elsewhere. None of them publishes.
 
@@ -180,9 +199,16 @@ class Results:
         The folder on this machine.
     """
 
-    def __init__(self, address: str, seed: Callable[[str], bool] | None = None, *, together: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        seed: Callable[[str], bool] | None = None,
+        *,
+        has_parts: bool = False,
+        together: bool = False,
+    ) -> None:
         check_writable(address)
-        self._together = together
+        self._has_parts, self._together = has_parts, together
         self.address = address.rstrip("/")
         self._seed = seed or (lambda name: True)
         self._place = _place("outputs", self.address)
@@ -205,7 +231,8 @@ class Results:
         SpecError
             The address holds files of others by names of ours, or another command works for it on this machine.
         InputError
-            The address cannot be read or written; or it has changed since unfinished work began here.
+            The address cannot be read or written; it has changed since unfinished work began here; or results that wait
+            to be published would replace what somebody else has written there meanwhile.
         """
         self._lock.acquire(self.address)
         try:
@@ -224,18 +251,23 @@ class Results:
         found = listed(self.address)
         if complete := [name for name in RECORDS if name in found]:
             raise SpecError(
-                f"the address already holds results ({complete[0]})", where=self.address, do="Give another --out"
+                f"the address already holds results ({complete[0]}), and shares of the work do not replace any",
+                where=self.address,
+                do="Give another --out, or give the command without --share",
             )
-        self._mark()
+        self._mark(self._read_mark() if _MARKER in found else ())
 
     def _begin(self, command: str) -> None:
         self._state = _read_state(self._place / "state.json")
         name_place(str(self.folder), self.address)
         if waiting := self._state.get("publishing"):
             say(f"an earlier command had ended here without all of its results being at {self.address}; going on")
+            self._check_meanwhile(going_on=True)
             self._publish()
             if waiting["command"] == command:
                 raise AlreadyPublishedError(waiting["exit_code"])
+        if not self._state:  # what a killed clearing, or a killed beginning, has left is nobody's work
+            shutil.rmtree(self._place / "results", ignore_errors=True)
         found = listed(self.address)
         if "" in found:
             raise SpecError("a file is at this address", where=self.address, do="Give another --out")
@@ -248,15 +280,23 @@ class Results:
                 where=self.address,
                 do="Give another --out, or remove them",
             )
-        self._seed_folder({name: one for name, one in found.items() if not _is_hidden(name)})
+        self._seed_folder({name: one for name, one in found.items() if self._may_be_seeded(name, found)})
         self._state |= {"address": self.address, "command": command, "there": _plain(found)}
         self._save()
-        self._mark()
+        # As it was: what somebody had begun to publish is still so, whatever becomes of this command.
+        self._mark(self._state["begun"])
+
+    def _may_be_seeded(self, name: str, found: Mapping[str, Stored]) -> bool:
+        """Whether a file there can be a result of ours: whatever else lies below an address is not fetched."""
+        is_file = PurePosixPath(name).name in _OURS and not _is_hidden(name) and _can_be_path(name)
+        return is_file and self._is_ours(name, found)
 
     def _seed_folder(self, found: Mapping[str, Stored]) -> None:
         """Take over what is at the address, unless unfinished work here has gone on from the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
         seeded: dict[str, Any] = self._state.get("seeded", {})
+        for name in self._state.pop("fetching", ()):  # a kill has cut it short; no work can have begun
+            (self.folder / name).unlink(missing_ok=True)
         stale = {}
         for name, one in found.items():
             had, local = seeded.get(name), self.folder / name
@@ -273,10 +313,17 @@ class Results:
             if (self.folder / name).exists() and seeded[name]["here"] == _mark_of(self.folder / name):
                 (self.folder / name).unlink()
             del seeded[name]
+        self._state["seeded"] = seeded
+        if self._state.get("command"):  # unfinished work is here
+            self._state["fetching"] = list(stale)
+            self._save()
+        n_bytes = sum(one.size for one in stale.values())
+        if n_bytes > _LARGE_BYTES:
+            say(f"fetching {len(stale):,} files ({n_bytes / 1e6:,.0f} MB) from {self.address}, to go on from them")
         fetch_all(self.address, stale, self.folder)
         for name, one in stale.items():
             seeded[name] = {"there": [one.size, one.stamp], "here": _mark_of(self.folder / name)}
-        self._state["seeded"] = seeded
+        self._state.pop("fetching", None)
 
     def publish(self, exit_code: int = 0) -> None:
         """Put what the work has made at the address, the record last, and clear the folder.
@@ -292,59 +339,101 @@ class Results:
             self._lock.release()
             return
         try:
-            self._state["publishing"] = {"command": self._state["command"], "exit_code": exit_code}
             self._check_meanwhile()
+            self._state["publishing"] = {
+                "command": self._state["command"],
+                "exit_code": exit_code,
+                "has_parts": self._has_parts,
+                "gone": self._gone(),  # now: later, nobody could tell it from what a kill has left
+            }
             self._save()
             self._publish()
         finally:
             self._lock.release()
 
-    def _check_meanwhile(self) -> None:
+    def _check_meanwhile(self, *, going_on: bool = False) -> None:
+        """Refuse to replace what others have put there since the work began; a killed publishing has put its own."""
         now, before = listed(self.address), self._state["there"]
         mine = self._changed()
         for name, one in now.items():
+            if name not in mine and name not in RECORDS:
+                continue
             is_same = before.get(name) == [one.size, one.stamp]
-            if (name in mine and not (is_same and self._is_ours(name, now))) or (name in RECORDS and not is_same):
-                raise InputError(
-                    f"{name} was written there by somebody else meanwhile; the results of this command are still here",
-                    where=self.address,
-                    do="Give the command again with another --out, or remove that file",
-                )
+            if (is_same and (name not in mine or self._is_ours(name, now) or going_on)) or (
+                going_on and name in mine and self._is_put(name, one, mine[name])
+            ):
+                continue
+            raise InputError(
+                f"{name} was written there by somebody else meanwhile; the results of a command are still here",
+                where=self.address,
+                do=f"Remove {self._place} to give them up, or that file; or give the command again with another --out",
+            )
+
+    def _is_put(self, name: str, there: Stored, local: Path) -> bool:
+        """Whether a killed publishing has put this file; of a record, which says so of others, each byte counts."""
+        if there.size != local.stat().st_size:
+            return False
+        if PurePosixPath(name).name not in RECORDS:
+            return True
+        copy = self._place / "record.json"
+        fetch(join(self.address, name), copy)
+        is_same = copy.read_bytes() == local.read_bytes()
+        copy.unlink()
+        return is_same
+
+    def _gone(self) -> list[str]:
+        """What is to be removed: results that were there, that a record of ours covers, and that the work has not."""
+        there, changed = self._state["there"], self._changed()
+        gone = {name for name in self._state["seeded"] if not (self.folder / name).exists()}
+        if any(name in RECORDS for name in changed):
+            gone |= {name for name in _OPTIONAL if name not in changed}
+        return sorted(n for n in gone if n in there and PurePosixPath(n).name in _OURS and self._is_ours(n, there))
 
     def _publish(self) -> None:
         """Put all that has changed; called again after a kill it does the same again."""
         changed = self._changed()
+        publishing, begun = self._state["publishing"], self._state["begun"]
+        gone = [name for name in publishing["gone"] if name not in changed]
         if not changed:
             self._clear()
+            if not begun:
+                remove(self.address, [_MARKER])
             return
         records = [name for name in changed if PurePosixPath(name).name in RECORDS]
-        gone = [name for name in self._state["seeded"] if not (self.folder / name).exists()]
         if records:
-            gone += [name for name in _OPTIONAL if name in self._state["there"] and name not in changed]
-            self._mark(changed)
+            there = self._state["there"]
+            # Those, too, that only the record says are ours, which goes now.
+            covered = [n for n in there if PurePosixPath(n).name in _OURS and self._is_ours(n, there)]
+            self._mark({*changed, *begun, *covered})
             remove(self.address, [name for name in records if name in self._state["there"]])
         others = {name: changed[name] for name in changed if name not in records}
         put_all(others, self.address)
-        remove(self.address, dict.fromkeys(gone))
+        remove(self.address, gone)
         for name in sorted(records, key=lambda name: (-name.count("/"), name)):
             put(changed[name], join(self.address, name))
-        self._clean(changed)
         n_bytes = sum(path.stat().st_size for path in changed.values())
         say(f"{len(changed):,} files ({n_bytes / 1e6:,.1f} MB) are at {self.address} now")
+        # From here on the results are there. What follows only tidies up, and nothing is put again.
         self._clear()
+        self._clean(changed, has_parts=publishing["has_parts"])
 
-    def _clean(self, names: Iterable[str]) -> None:
-        """Remove what unfinished work and killed puts have left: all of it has names of ours."""
-        mine = set(names)
+    def _clean(self, names: Iterable[str], *, has_parts: bool) -> None:
+        """Remove what unfinished work and killed puts have left, as far as it has names of ours."""
+        mine = {*names, _MARKER}
 
         def is_ours(name: str) -> bool:
-            return _is_work(name) or name in mine
+            return name in mine or (has_parts and _is_work(name))
 
         end_uploads(self.address, is_ours)
-        remove(
-            self.address,
-            [name for name in listed(self.address) if _is_work(name) or is_ours(put_name(name) or "")],
-        )
+        try:
+            left = [
+                name
+                for name in listed(self.address)
+                if name == _MARKER or (has_parts and _is_work(name)) or is_ours(put_name(name) or "")
+            ]
+            remove(self.address, left)
+        except InputError as error:
+            warn(f"what the work has left under {UNFINISHED} is still there: {error}")
 
     def leave(self) -> None:
         """Stop without publishing. Unfinished work stays for the next time; where there is none, nothing stays."""
@@ -355,7 +444,8 @@ class Results:
             with contextlib.suppress(InputError):  # why the work failed is worth more to the user
                 work = [name for name in listed(self.address) if _is_work(name) and name != _MARKER]
                 if not self._changed() and not work:
-                    remove(self.address, [_MARKER])
+                    if not self._state["begun"]:
+                        remove(self.address, [_MARKER])
                     self._clear()
         finally:
             self._lock.release()
@@ -398,32 +488,60 @@ class Results:
         write_json(self._place / "state.json", self._state)
 
     def _clear(self) -> None:
-        shutil.rmtree(self._place / "results", ignore_errors=True)
+        # First what gives the folder a meaning: a folder without it is removed, and never published.
         for name in ("state.json", "evalkit.json"):
             (self._place / name).unlink(missing_ok=True)
+        shutil.rmtree(self._place / "results", ignore_errors=True)
         self._state = {}
 
 
 class ResultFile:
-    """One file to be written at an address: made in a folder here, then put there in place of what has this name."""
+    """One file to be written at an address: made in a folder here, then put there in place of what has this name.
+
+    `begin`, write `path`, then `publish`; `leave` in any case.
+    """
 
     def __init__(self, address: str) -> None:
         check_writable(address)
         self.address = address
-        self.path = _place("outputs", address) / "file" / _last_name(address)
+        place = _place("outputs", address)
+        self.path = place / "file" / _last_name(address)
+        self._lock = _Lock(place, wait=False)
 
     def begin(self) -> None:
-        """Make the folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Make the folder.
+
+        Raises
+        ------
+        SpecError
+            Another command on this machine writes this file.
+        """
+        self._lock.acquire(self.address)
+        self.path.parent.mkdir(exist_ok=True)
         self.path.unlink(missing_ok=True)
         name_place(str(self.path), self.address)
 
     def publish(self) -> None:
-        """Put the file at its address, if it was made."""
-        if self.path.is_file():
+        """Put the file at its address.
+
+        Raises
+        ------
+        InputError
+            The command has made no such file, or it cannot be put there; then it stays here until the next time.
+        """
+        if not self.path.is_file():
+            raise InputError("the command has made no file to put there", where=self.address, do="Give a path, and see")
+        try:
             put(self.path, self.address)
-            say(f"{self.address} is written")
+        except InputError:
+            warn(f"the file is in {self.path.parent} until the command is given again")
+            raise
+        say(f"{self.address} is written")
         self.path.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Let others write the file."""
+        self._lock.release()
 
 
 def check_writable(address: str) -> None:

@@ -198,7 +198,9 @@ def _score(spec: RunSpec, documents: Sequence[Document], backend: Backend, lease
         "results": {
             str(spec.seeds[0]): {f"perplexity:{n}": {f"{METRIC},none": d.estimate} for n, d in domains.items()}
         },
-        "perplexity": result.to_dict() | {"stride": spec.stride, "window": backend.engine.max_scored - 1},
+        # The directory would be wrong once the record is moved or published.
+        "perplexity": {name: value for name, value in result.to_dict().items() if name != "directory"}
+        | {"stride": spec.stride, "window": backend.engine.max_scored - 1},
         "health": judge_health(thresholds, lm.preflight, answers),
         "engine": backend.describe(),
         "finished": now(),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from evalkit.addresses import is_address
+from evalkit.addresses import has_password, is_address, without_query
 from evalkit.errors import SpecError
 from evalkit.stats.margins import parse_margin
 
@@ -182,6 +182,20 @@ class RunSpec(pydantic.BaseModel):
             raise ValueError("this takes a path of this machine's; give an address as --out on the command line")
         return value
 
+    @pydantic.field_validator("model", "checkpoints", "tokenizer", mode="before")
+    @classmethod
+    def _weights_on_this_machine(cls, value: Any) -> Any:
+        if isinstance(value, str) and is_address(value):
+            raise ValueError("weights are read from folders of this machine's, or by their name on the hub; copy them")
+        return value
+
+    @pydantic.field_validator("base_url", mode="before")
+    @classmethod
+    def _no_password(cls, value: Any) -> Any:
+        if isinstance(value, str) and has_password(value):
+            raise ValueError("a password stands in it, which the record would show; a key goes into OPENAI_API_KEY")
+        return value
+
     @pydantic.field_validator("batch_size")
     @classmethod
     def _positive_batch(cls, value: Any) -> Any:
@@ -226,7 +240,12 @@ class RunSpec(pydantic.BaseModel):
         """
         plain: dict[str, Any] = self.model_dump(mode="json", exclude=_NO_SETTINGS)
         folders = {"tasks_dir": self.tasks_dir, "data": self.data}
-        return plain | {name: str(folder.resolve()) if folder else None for name, folder in folders.items()}
+        # The queries of web addresses can hold signatures, and these settings are published.
+        shown = {
+            "perplexity": [without_query(name) for name in self.perplexity],
+            "base_url": self.base_url and without_query(self.base_url),
+        }
+        return plain | shown | {name: str(folder.resolve()) if folder else None for name, folder in folders.items()}
 
 
 def make_spec(path: Path | None, given: Mapping[str, Any]) -> RunSpec:
@@ -273,12 +292,18 @@ def make_spec(path: Path | None, given: Mapping[str, Any]) -> RunSpec:
         name = str(first["loc"][0]) if first["loc"] else "spec"
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SpecError(
-            f"'{name}' cannot be {first['input']!r} ({message[0].lower()}{message[1:]})", where=source, do="Mend it"
+            f"'{name}' cannot be {_shown(first['input'])} ({message[0].lower()}{message[1:]})",
+            where=source,
+            do="Mend it",
         ) from None
     if spec.perplexity:
         _check_perplexity(spec, source)
     _check_engine(spec, source)
     return spec
+
+
+def _shown(value: Any) -> str:
+    return "this" if isinstance(value, str) and has_password(value) else repr(value)
 
 
 def _check_engine(spec: RunSpec, source: str) -> None:

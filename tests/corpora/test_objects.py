@@ -186,6 +186,9 @@ SIGNED = "https://host.example/d/f.jsonl?X-Amz-Credential=AKIA1&X-Amz-Signature=
         ("http://127.0.0.1:8000/a@b.jsonl", "http://127.0.0.1:8000/a@b.jsonl"),
         ("hf://datasets/a/b@main/f", "hf://datasets/a/b@main/f"),
         ("s3://bucket/part-?.jsonl", "s3://bucket/part-?.jsonl"),
+        ("s3://AKIA:/abc+def@bucket is not there", "s3://...@bucket is not there"),
+        ("s3://AKIA:7/abc@bucket", "s3://...@bucket"),
+        ("https://ghp_token@host/x: 404", "https://...@host/x: 404"),
         ("no address in a/b?c=d", "no address in a/b?c=d"),
         ("path /d/f?X-Amz-Signature=1f2e3d&x=1", "path /d/f?X-Amz-Signature=...&x=1"),
     ],
@@ -200,7 +203,31 @@ def test_addresses_with_passwords_are_told_from_those_with_ports():
     assert has_password("s3://AKIA:se/cret@bucket/f")
     assert not has_password("sftp://me@host:22/f")
     assert not has_password("http://127.0.0.1:8000/a@b.jsonl")
+    for address in ("hf://datasets/a/b@main/f", "abfss://container@account/f", "s3://bucket/a@b", "file:///d/a:b@c",
+                    "https://[::1]:8000/a@b", "https://host/f?t=12:30@x"):  # fmt: skip
+        assert not has_password(address), address
     assert without_query("s3://bucket/part-?.jsonl") == "s3://bucket/part-?.jsonl"
+    assert without_query("https://h/x?a='q&X-Amz-Signature=1f2e") == "https://h/x"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "s3://AKIA:/abc+def@bucket",
+            "s3://AKIA:7/abc@bucket",
+            "s3a://AKIA%3Asecret@b",
+            "S3://AKIA:a'b\"c d@bucket/f",
+        ),
+        *(f"s3://AKIA:{'x' * 600}@b", "https://ghp_token@host/x", "gs://token@bucket/f", "sftp://me:a/b@host/f"),
+        *("abfs://container:key@account/f", "https://u:p@[::1]:8000/f"),
+    ],
+)
+def test_passwords_are_found_whatever_is_in_them(address, local):
+    assert has_password(address)
+    with pytest.raises(InputError, match="password stands in this address") as caught:
+        put(local, address)
+    assert address.partition("://")[2] not in str(caught.value)
 
 
 def test_an_address_with_a_password_is_refused_without_repeating_it(local):
