@@ -223,10 +223,10 @@ def test_addresses_with_passwords_are_told_from_those_with_ports():
         *("abfs://container:key@account/f", "https://u:p@[::1]:8000/f"),
     ],
 )
-def test_passwords_are_found_whatever_is_in_them(address, local):
+def test_passwords_are_found_whatever_is_in_them(address):
     assert has_password(address)
     with pytest.raises(InputError, match="password stands in this address") as caught:
-        put(local, address)
+        listed(address)
     assert address.partition("://")[2] not in str(caught.value)
 
 
