@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import socket
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from evalkit.files import write_text
 from evalkit.progress import say
 
 AUTO: Final = "auto"
-_TOKEN: Final = Path("~/.ray/auth_token")
-"""Where Ray keeps the token of its clusters."""
-
 _WHERE: Final = "--ray-address"
 _REACH_S: Final = 10.0
 _CHECK_S: Final = 120.0
@@ -137,7 +133,6 @@ def connect(address: str) -> None:
     EngineError
         Ray is not installed, this is no address, nothing is there, or this process is connected to another cluster.
     """
-    _present_token()
     try:
         import ray
     except ImportError as error:
@@ -174,20 +169,6 @@ def connect(address: str) -> None:
             "before the program imports ray, or take ~/.ray/auth_token away",
         ) from error
     say("there is no Ray cluster here: one of this machine alone was started, and ends with this command")
-
-
-def _present_token() -> None:
-    """Let Ray show the user's token to a cluster, if there is one.
-
-    `ray start --head` asks for a token wherever the user has one, but Ray's drivers show it only when they are told to.
-    Clusters that ask for none let in who shows one. Ray looks at the environment when it is imported: told later, one
-    half of it would show a token and the other would not ask for it.
-    """
-    if "ray" in sys.modules:
-        return
-    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if any(os.environ.get(name) for name in names) or _TOKEN.expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_address(address: str) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 import pytest
 
 # Before Ray is imported: nothing is told to anybody, and Ray's own log lines stay out of the tests' output.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+# Ray's clusters ask for a token or not by what else happened on the machine: here always, and for one of their own.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 STORE_BYTES = 200 << 20
 
