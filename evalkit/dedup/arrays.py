@@ -55,6 +55,8 @@ def writing(
     is_passing
         The file is read and removed before the task ends: it need not survive anything, so nobody waits for the disk.
     """
+    if is_passing:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext(path) if is_passing else atomic_path(path) as temporary, temporary.open("wb") as file:
         n = 0
 

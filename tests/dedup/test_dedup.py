@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from evalkit import tables
 from evalkit.corpora.shards import find_shards
-from evalkit.dedup import candidates
+from evalkit.dedup import candidates, shuffle
 from evalkit.dedup import dedup as deduplication
 from evalkit.dedup.dedup import BAD_ROWS, CLUSTERS, PAIRS_FILE, RECORD, WORK, DedupSpec, dedup, read_result
 from evalkit.dedup.lsh import Bands
@@ -120,6 +120,21 @@ def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus,
         assert clusters(out) == clusters(whole)
         assert pairs_of(out) == pairs_of(whole)
         assert not (out / WORK).exists()
+
+
+def test_a_run_whose_first_task_spills_makes_its_folder(tmp_path, monkeypatch):
+    spilled = []
+    original = shuffle.write_rows
+
+    def write_rows(path, rows, **options):
+        spilled.append(path)
+        original(path, rows, **options)
+
+    monkeypatch.setattr(shuffle, "write_rows", write_rows)
+    short = corpora.write(tmp_path / "short", [f"w{k % 900}" for k in range(1500)], 1)
+    spec = DedupSpec(MinHashing(num_perm=16), bands=Bands(4, 4))
+    assert run(short, tmp_path / "out", spec, memory_bytes=1 << 15).n_same_text == 600
+    assert "spilled" in spilled[0].name
 
 
 class DyingEngine:
