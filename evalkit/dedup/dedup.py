@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from evalkit import tables
 from evalkit.corpora.shards import AUDIT_RECORD, DEDUP_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
-from evalkit.dedup.arrays import load_array, save_array
+from evalkit.dedup.arrays import PASSING, load_array, save_array
 from evalkit.dedup.assemble import AssembleTask, assemble
 from evalkit.dedup.candidates import (
     BandTask,
@@ -506,7 +506,7 @@ class Run:
             self._one(found["text_hash"], 2, self.equal)
             n_same_text = sum(int(load_array(path)[0, 0]) for path in found["raw_hash"])
             save_array(counts_path, np.array([n_same_text]))
-        self._remove("equal-*_hash-*.npy")
+        self._remove("equal-*_hash-*.npy", PASSING)
         return int(load_array(counts_path)[0])
 
     def find_pairs(self) -> tuple[int, int]:
@@ -538,7 +538,7 @@ class Run:
             self.how = self._sets(self._set_tasks(()))
         else:
             self.how = Estimates(self.signatures, self.memory_bytes // 4)
-        self._remove("candidates-*.npy", "candidate-documents-*.npy", "compared-*.npy", "fewer-*.npy")
+        self._remove("candidates-*.npy", "candidate-documents-*.npy", "compared-*.npy", "fewer-*.npy", PASSING)
         n_compared, n_large = load_array(counts_path).tolist()
         return n_compared, n_large
 
@@ -590,7 +590,7 @@ class Run:
             ]
             self._missing("packing signatures", pack, pack_tasks)
             save_array(done, np.empty(0, dtype=np.int64))
-        self._remove("band-*.npy", "bucket-documents-*.npy", "fewer-*.npy")
+        self._remove("band-*.npy", "bucket-documents-*.npy", "fewer-*.npy", PASSING)
         return [task.path for tasks in bucket_tasks for task in tasks]
 
     def _find_candidates(self, known: KnownTask) -> tuple[tuple[Path, ...], tuple[Path, ...], int]:
@@ -639,6 +639,7 @@ class Run:
             save_array(self.work / "cluster-counts.npy", np.array(totals, dtype=np.int64))
             self._one([task.path for task in cluster_tasks], 3, self._assembling.clusters)
             self._missing("numbering clusters", assemble, [self._assembling])
+        self._remove(PASSING)
 
     @property
     def _thresholds(self) -> tuple[float, ...]:
