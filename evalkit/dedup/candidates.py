@@ -328,6 +328,13 @@ def find_candidates(task: CandidateTask) -> None:
         sorting(task.documents, 1, memory, unique=True) as add_documents,
     ):
         for start, stop in whole_groups(buckets[:, 0], task.n_gathered):
+            if stop - start > max(task.n_gathered, WINDOW + 1):
+                # One bucket, whose documents stay on the disk.
+                n_large += 1
+                for pairs in _of_large(task, buckets[start:stop, 1], parts):
+                    add(pairs)
+                    add_documents(pairs.reshape(-1, 1))
+                continue
             keys, members = np.array(buckets[start:stop, 0]), np.array(buckets[start:stop, 1])
             starts = np.append(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), len(keys))
             sizes = np.diff(starts)

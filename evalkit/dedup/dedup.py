@@ -95,8 +95,14 @@ AT_ONCE: Final = 64
 LEAST_KEYS: Final = 1 << 20
 """Bands of few documents are worked on together, until they have so many keys."""
 
-ROW_GROUP: Final = 1 << 20
-"""Rows of the tables that are written, and in memory, at a time."""
+ROW_GROUP: Final = 1 << 15
+"""Rows of each row group of the tables, whatever the memory: so the same tables are the same bytes."""
+
+MOST_GROUPS: Final = 32
+"""Row groups in memory at a time."""
+
+_PARTS: Final = b"evalkit.parts"
+"""In the metadata of the pairs: which parts they are of."""
 
 PAIRS: Final = pa.schema([("one", pa.int64()), ("other", pa.int64()), ("similarity", pa.float64())])
 
@@ -414,7 +420,8 @@ class Run:
     @cached_property
     def work(self) -> Path:
         """Folder of what is needed to go on after a kill; what another kind of call has left would not fit this one."""
-        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems, self.memory_bytes]
+        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems or self.known.lost,
+                self.memory_bytes]  # fmt: skip
         return self.out / WORK / _MINE / hashlib.sha256(to_json(what)).hexdigest()[:16]
 
     @property
@@ -714,15 +721,15 @@ class Run:
     def _write_clusters(self) -> list[int]:
         """Write the `clusters` table, in the order of the documents; return how many are removed of each part."""
         n_removed = np.zeros(len(self.parts) + 1, dtype=np.int64)
-        most = min(ROW_GROUP, rows_within(self.memory_bytes, 32))
         with tables.writing(self.out / CLUSTERS, tables.CLUSTERS) as write:
-            for rows in merged([self._assembling.path], most):
+            for rows in self._groups_of_rows(self._assembling.path, 32):
                 is_kept = rows[:, 2].astype(bool)
                 described = self.describe(rows[:, 0])
                 columns = {name: described[name].combine_chunks() for name in described.column_names}
                 similarity = pa.array(from_bits(rows[:, 3]), mask=is_kept)
                 columns |= {"cluster_id": rows[:, 1], "keep": is_kept, "similarity": similarity}
-                write(tables.from_columns(tables.CLUSTERS, columns))
+                for some in _row_groups(tables.from_columns(tables.CLUSTERS, columns)):
+                    write(some)
                 part_of = np.searchsorted(self.firsts, rows[~is_kept, 0], side="right") - 1
                 n_removed += np.bincount(part_of, minlength=len(n_removed))
         return [int(n) for n in n_removed[:-1]]
@@ -732,8 +739,18 @@ class Run:
             atomic_path(self.out / PAIRS_FILE) as temporary,
             pq.ParquetWriter(temporary, PAIRS, compression="zstd") as writer,
         ):
-            for rows in merged([self.pairs], min(ROW_GROUP, rows_within(self.memory_bytes, 6))):
-                writer.write_table(pa.table([rows[:, 0], rows[:, 1], from_bits(rows[:, 2])], schema=PAIRS))
+            for rows in self._groups_of_rows(self.pairs, 6):
+                table = pa.table([rows[:, 0], rows[:, 1], from_bits(rows[:, 2])], schema=PAIRS)
+                for some in _row_groups(table):
+                    writer.write_table(some)
+            writer.add_key_value_metadata({_PARTS: _digest([part.stem.name for part in self.parts])})
+
+    def _groups_of_rows(self, run: Path, n_columns: int) -> Iterator[Int64]:
+        """The rows of a run, some whole row groups at a time, or none once."""
+        n_groups = min(MOST_GROUPS, max(1, rows_within(self.memory_bytes, n_columns) // ROW_GROUP))
+        rows, step = load_array(run), n_groups * ROW_GROUP
+        for start in range(0, max(1, len(rows)), step):
+            yield np.array(rows[start : start + step])
 
     def _largest(self, told: Sequence[tuple[int, int, int, float]]) -> tuple[LargeCluster, ...]:
         """The largest clusters, each by its kept document."""
@@ -827,6 +844,15 @@ class Run:
                 bar.advance()
 
 
+def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, max(1, len(table)), ROW_GROUP):
+        yield table.slice(start, ROW_GROUP)
+
+
+def _digest(names: Sequence[str]) -> bytes:
+    return hashlib.sha256(to_json(list(names))).hexdigest().encode()
+
+
 def _is_done(task: _Task) -> bool:
     return task.path.exists()
 
@@ -855,11 +881,15 @@ class Known:
         The numbers that their first documents had.
     path
         The pairs; None when there are none.
+    lost
+        Names of the parts of a run whose pairs are not there any more, since another one was killed when it had
+        replaced them: they are compared again.
     """
 
     stems: tuple[str, ...] = ()
     firsts: tuple[int, ...] = ()
     path: Path | None = None
+    lost: tuple[str, ...] = ()
 
     @cached_property
     def stem_set(self) -> frozenset[str]:
@@ -877,7 +907,14 @@ class Known:
         same = all(record["spec"][name] == asked[name] for name in asked if name not in ("keep", "split"))
         if not same or not set(record["parts"]) <= {part.stem.name for part in parts}:
             return cls()
-        return cls(tuple(record["parts"]), tuple(record["firsts"]), out / PAIRS_FILE)
+        stems = tuple(record["parts"])
+        try:
+            told = (pq.read_metadata(out / PAIRS_FILE).metadata or {}).get(_PARTS)
+        except (OSError, pa.ArrowException):
+            told = None
+        if told != _digest(stems):
+            return cls(lost=stems)
+        return cls(stems, tuple(record["firsts"]), out / PAIRS_FILE)
 
     def moved(self, parts: Sequence[Part], firsts: Sequence[int]) -> Iterator[tuple[Int64, npt.NDArray[np.float64]]]:
         """Yield the pairs that are known, with the numbers of now, and their similarities, some at a time."""

@@ -267,13 +267,13 @@ def equal_ranges(n: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def ranges_of(runs: Sequence[Path], n_rows: int, high: int = _HIGHEST) -> list[tuple[int, int]]:
+def ranges_of(runs: Sequence[Path], n_rows: int) -> list[tuple[int, int]]:
     """Cut the first column into ranges [low, high) of about `n_rows` rows of all runs each, found by samples."""
     stride = max(1, n_rows // 64)
     samples = [np.empty(0, dtype=np.int64)]
     samples += [np.array(load_array(path)[stride // 2 :: stride, 0]) for path in runs]
     ordered = np.sort(np.concatenate(samples))
-    cuts = [_LOWEST, *np.unique(ordered[64::64]).tolist(), high]
+    cuts = [_LOWEST, *np.unique(ordered[64::64]).tolist(), _HIGHEST]
     return list(pairwise(cuts))
 
 

@@ -17,7 +17,7 @@ from evalkit.dedup.candidates import CandidateTask, Signatures, find_candidates
 from evalkit.dedup.clusters import ClusterTask, LabelTask, cluster, label_pairs
 from evalkit.dedup.shuffle import MergeTask, sorting, write_rows
 
-N = 200
+N = 100
 
 
 class Unlike:
@@ -41,7 +41,7 @@ def tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(clusters, "MEASURED_CLUSTERS", 2)
     rng = np.random.default_rng(0)
     edges = np.sort(rng.integers(0, N, (3 * N, 2)), axis=1)
-    edges = np.unique(np.concatenate([edges[edges[:, 0] < edges[:, 1]], edges[:0]]), axis=0)
+    edges = np.unique(edges[edges[:, 0] < edges[:, 1]], axis=0)
     values = rng.choice([0.8, 0.85, 0.9], len(edges)).view(np.int64)
     pairs, labelled, run, equal, parts, buckets = (
         tmp_path / f"{name}.npy" for name in ("pairs", "component", "run", "equal", "parts", "buckets")
@@ -63,7 +63,7 @@ def tasks(tmp_path, monkeypatch):
             find_candidates,
             CandidateTask(buckets, packs, 2, parts, 3000, tmp_path / "documents.npy", tmp_path / "found.npy"),
         ),
-        "components": (label_pairs, LabelTask(pairs, (0.8, 0.9), 4000, tmp_path / "labelled.npy")),
+        "components": (label_pairs, LabelTask(pairs, (0.8, 0.9), 12_000, tmp_path / "labelled.npy")),
         "a large component": (
             cluster,
             ClusterTask(labelled, 0, 1 << 63, Unlike(), None, 0.8, True, 6000, tmp_path / "clustered.npy"),
@@ -77,7 +77,7 @@ KINDS = ("sorting", "candidates", "components", "a large component", "numbers")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attempt_that_runs_in_the_middle_of_another_changes_nothing(tasks, tmp_path, monkeypatch, kind):
-    """Whenever the one writes, before and after, the other runs from its beginning to its end."""
+    """While the one writes a file, and after that, the other runs from its beginning to its end."""
     function, task = tasks[kind]
     function(task)
     expected, files = load_array(task.path).tolist(), sorted(path.name for path in tmp_path.iterdir())
@@ -85,7 +85,7 @@ def test_an_attempt_that_runs_in_the_middle_of_another_changes_nothing(tasks, tm
 
     def once_more():
         nonlocal depth
-        if not depth:
+        if not depth and n_writes in (2, 6, 11):
             depth += 1
             function(task)
             assert load_array(task.path).tolist() == expected
@@ -96,11 +96,9 @@ def test_an_attempt_that_runs_in_the_middle_of_another_changes_nothing(tasks, tm
         nonlocal n_writes
         n_writes += not depth
         with original(path, *given, **options) as write:
-            if n_writes % 5 == 1:
-                once_more()
             yield write
-        if n_writes % 5 == 3:
             once_more()
+        once_more()
 
     monkeypatch.setattr(shuffle, "writing", writing)
     function(task)
@@ -123,8 +121,8 @@ def test_attempts_at_the_same_time_are_all_right(tasks, tmp_path, kind):
         function(task)
         return load_array(task.path).tolist()
 
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(attempt, range(4))) == [expected] * 4
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(attempt, range(3))) == [expected] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 

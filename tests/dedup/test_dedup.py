@@ -258,6 +258,37 @@ def test_what_is_added_is_compared_with_all(corpus, whole, tmp_path, added, monk
     assert fewer.n_documents < after.n_documents
 
 
+def test_a_run_that_dies_between_its_pairs_and_its_record_loses_nothing(corpus, whole, tmp_path, monkeypatch):
+    shards = find_shards([str(corpus)])
+    run(corpus, tmp_path / "0", shards=shards[1:5])
+    with monkeypatch.context() as patch:
+        patch.setattr(deduplication.Run, "_write_record", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "0", shards=shards[:5], overwrite=True)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    for name, memory in (("0", deduplication.MEMORY_BYTES), ("1", 1 << 24)):
+        fewer = run(corpus, tmp_path / name, shards=shards[:5], overwrite=True, memory_bytes=memory)
+        after = run(corpus, tmp_path / name, overwrite=True)
+        assert clusters(tmp_path / name) == clusters(whole)
+        assert pairs_of(tmp_path / name) == pairs_of(whole)
+        assert after.n_documents > fewer.n_documents
+        assert run(corpus, tmp_path / name, overwrite=True).n_candidates == 0
+
+
+def test_the_tables_are_the_same_bytes_whatever_the_memory(corpus, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(deduplication, "ROW_GROUP", 16)
+    outs = [
+        run(corpus, tmp_path / str(memory), memory_bytes=memory).directory for memory in (1 << 16, 1 << 20, 1 << 30)
+    ]
+    for name in (CLUSTERS, PAIRS_FILE):
+        first, *others = ((out / name).read_bytes() for out in outs)
+        assert others == [first, first]
+        assert pq.ParquetFile(outs[0] / name).num_row_groups > 2
+    alone = corpora.write(tmp_path / "alone", ["a b c d"], 1)
+    out = run(alone, tmp_path / "none").directory
+    assert [pq.ParquetFile(out / name).num_row_groups for name in (CLUSTERS, PAIRS_FILE)] == [1, 1]
+
+
 def test_large_buckets_are_counted_and_near_copies_in_them_are_found(corpus, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "WINDOW", 1)
     result = run(corpus, tmp_path)
