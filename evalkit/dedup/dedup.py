@@ -51,7 +51,6 @@ from evalkit.dedup.shuffle import (
     equal_ranges,
     from_bits,
     merge_runs,
-    merged,
     ranges_of,
     replaced,
     rows_within,
