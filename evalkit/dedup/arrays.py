@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,9 @@ import numpy.typing as npt
 
 from evalkit.errors import InputError
 from evalkit.files import atomic_path
+
+PASSING: Final = "*.passing-*.npy"
+"""Pattern of the names of files that pass."""
 
 _HEADER_BYTES: Final = 128
 
@@ -55,6 +59,8 @@ def writing(
     is_passing
         The file is read and removed before the task ends: it need not survive anything, so nobody waits for the disk.
     """
+    if is_passing:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext(path) if is_passing else atomic_path(path) as temporary, temporary.open("wb") as file:
         n = 0
 
@@ -68,6 +74,17 @@ def writing(
         yield write
         file.seek(0)
         file.write(_header(kind, (n, *shape)))
+
+
+def passing_names(path: Path) -> Callable[[str], Path]:
+    """Return what names files that pass, beside the file `path` that they serve to make.
+
+    Each attempt at a task calls this once and gets names that no other has: an engine may begin a second copy of a task
+    that takes long, and the workers of a killed driver go on for a while. They must not write each other's files.
+    What an attempt that was killed has left matches `PASSING`.
+    """
+    stem = f"{path.stem}.passing-{uuid.uuid4().hex[:8]}"
+    return lambda name: path.with_name(f"{stem}.{name}.npy")
 
 
 def _header(kind: str, shape: tuple[int, ...]) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.dedup.arrays import load_array
+from evalkit.dedup.arrays import load_array, passing_names
 from evalkit.dedup.shuffle import find_rows, from_bits, merged, rows_within, sorting
 from evalkit.files import write_json
 
@@ -57,7 +57,7 @@ class AssembleTask:
 
 def assemble(task: AssembleTask) -> None:
     """Write the documents in clusters, and what there is to say about these."""
-    by_head, by_first = (task.path.with_suffix(f".{name}.npy") for name in ("by-head", "by-first"))
+    by_head, by_first = map(passing_names(task.path), ("by-head", "by-first"))
     half = task.memory_bytes // 2
     try:
         with sorting(by_head, 3, half, unique=True, is_passing=True) as add:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.dedup import kernels
-from evalkit.dedup.arrays import load_array, save_array, writing
+from evalkit.dedup.arrays import load_array, passing_names, save_array, writing
 from evalkit.dedup.exact import Group
 from evalkit.dedup.lsh import Bands
 from evalkit.dedup.shuffle import (
@@ -328,6 +328,13 @@ def find_candidates(task: CandidateTask) -> None:
         sorting(task.documents, 1, memory, unique=True) as add_documents,
     ):
         for start, stop in whole_groups(buckets[:, 0], task.n_gathered):
+            if stop - start > max(task.n_gathered, WINDOW + 1):
+                # One bucket, whose documents stay on the disk.
+                n_large += 1
+                for pairs in _of_large(task, buckets[start:stop, 1], parts):
+                    add(pairs)
+                    add_documents(pairs.reshape(-1, 1))
+                continue
             keys, members = np.array(buckets[start:stop, 0]), np.array(buckets[start:stop, 1])
             starts = np.append(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), len(keys))
             sizes = np.diff(starts)
@@ -391,9 +398,9 @@ def _in_order(task: CandidateTask, members: Int64) -> Iterator[tuple[Int64, UInt
         yield members[order], values[order]
         return
     n_words = -(-signatures.n_values // 2)
-    path = task.path.with_suffix(".large.npy")
+    path = passing_names(task.path)("large")
     try:
-        with sorting(path, n_words + 1, task.memory_bytes // 4, n_keys=1) as add:
+        with sorting(path, n_words + 1, task.memory_bytes // 4, n_keys=1, is_passing=True) as add:
             for start in range(0, len(members), task.n_gathered):
                 some = members[start : start + task.n_gathered]
                 # Two values in a word, with its sign turned: so they have the order of unsigned numbers.

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from evalkit.dedup import kernels
-from evalkit.dedup.arrays import load_array, save_array
+from evalkit.dedup.arrays import load_array, passing_names, save_array
 from evalkit.dedup.components import connect
 from evalkit.dedup.large_component import LargeComponent
 from evalkit.dedup.shuffle import (
@@ -200,8 +200,9 @@ class LabelTask:
 
 def label_pairs(task: LabelTask) -> None:
     """Find the components, for the highest threshold first; each adds its edges to the forest of the one above."""
-    levels = [task.path.with_suffix(f".level-{k}.npy") for k in range(len(task.thresholds))]
-    labels = task.path.with_suffix(".labels.npy")
+    named = passing_names(task.path)
+    levels = [named(f"level-{k}") for k in range(len(task.thresholds))]
+    labels, forests = named("labels"), (named("forest-0"), named("forest-1"))
     half = task.memory_bytes // 2
     pairs, most = [task.pairs], rows_within(half, 8)
     counts = []
@@ -217,15 +218,14 @@ def label_pairs(task: LabelTask) -> None:
         for k in reversed(range(len(levels))):
             counts.append(connect([*edges, levels[k]], labels, task.memory_bytes))
             # Two names, since the next one is made of this one.
-            forest = task.path.with_suffix(f".forest-{k % 2}.npy")
-            labels.replace(forest)
-            edges = [forest]
+            labels.replace(forests[k % 2])
+            edges = [forests[k % 2]]
         with sorting(task.path, 4, half) as add:
             for rows in merged(pairs, most):
                 add(np.column_stack([replaced(edges[0], rows[:, 0]), rows]))
             save_array(task.counts_path, np.array(counts[::-1]))
     finally:
-        for path in (*levels, labels, *(task.path.with_suffix(f".forest-{k}.npy") for k in (0, 1))):
+        for path in (*levels, labels, *forests):
             path.unlink(missing_ok=True)
 
 
@@ -303,7 +303,7 @@ def cluster(task: ClusterTask) -> None:
 def _cluster_large(task: ClusterTask, pairs: Int64, add: Callable[[Int64], None]) -> tuple[int, bool]:
     """Cluster one component from the disk, as `make_clusters` does; return its size, and whether it was split."""
     n_tokens = task.signatures.n_tokens if task.signatures else None
-    component = LargeComponent(pairs, task.path.with_suffix(".component"), n_tokens, task.memory_bytes // 2)
+    component = LargeComponent(pairs, task.path, n_tokens, task.memory_bytes // 2)
     try:
 
         def is_member(values: Float64) -> npt.NDArray[np.bool_]:

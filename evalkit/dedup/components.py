@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.dedup import shuffle_kernels
+from evalkit.dedup.arrays import passing_names
 from evalkit.dedup.shuffle import count_rows, merge_to, merged, rows_within, sorting, write_rows
 
 Int64 = npt.NDArray[np.int64]
@@ -41,16 +42,16 @@ def connect(edges: Sequence[Path], path: Path, memory_bytes: int) -> int:
     """
     # Of an edge in memory: both ends, the nodes, their places, the parents.
     most = rows_within(memory_bytes, 5)
-    n, level = count_rows(edges), 0
+    n, level, named = count_rows(edges), 0, passing_names(path)
     temporary: list[Path] = []
     try:
         if n > most:
-            edges = temporary = [_contract(edges, path.with_name(f"{path.stem}.edges-0.npy"), most, memory_bytes)]
+            edges = temporary = [_contract(edges, named("edges-0"), most, memory_bytes)]
         before: tuple[int, int] | None = None
         while (n := count_rows(edges)) > most:
             level += 1
-            large = _star(edges, path.with_name(f"{path.stem}.large.npy"), memory_bytes, is_large=True)
-            small = _star([large], path.with_name(f"{path.stem}.edges-{level}.npy"), memory_bytes, is_large=False)
+            large = _star(edges, named(f"large-{level}"), memory_bytes, is_large=True)
+            small = _star([large], named(f"edges-{level}"), memory_bytes, is_large=False)
             for one in (*temporary, large):
                 one.unlink()
             edges = temporary = [small]
@@ -87,7 +88,7 @@ def _contract(edges: Sequence[Path], path: Path, most: int, memory_bytes: int) -
 
 def _star(edges: Iterable[Path], path: Path, memory_bytes: int, *, is_large: bool) -> Path:
     """Connect the greater (or lesser) neighbours of each node with the least of them and the node."""
-    directed, half = path.with_name(f"{path.stem}.directed.npy"), memory_bytes // 2
+    directed, half = passing_names(path)("directed"), memory_bytes // 2
     most = rows_within(half, 6)
     try:
         with sorting(directed, 2, half, unique=True, is_passing=True) as add:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from evalkit import tables
 from evalkit.corpora.shards import AUDIT_RECORD, DEDUP_RECORD, Shard
 from evalkit.corpora.split import row_offsets, split_shard
-from evalkit.dedup.arrays import load_array, save_array
+from evalkit.dedup.arrays import PASSING, load_array, save_array
 from evalkit.dedup.assemble import AssembleTask, assemble
 from evalkit.dedup.candidates import (
     BandTask,
@@ -51,7 +51,6 @@ from evalkit.dedup.shuffle import (
     equal_ranges,
     from_bits,
     merge_runs,
-    merged,
     ranges_of,
     replaced,
     rows_within,
@@ -95,8 +94,14 @@ AT_ONCE: Final = 64
 LEAST_KEYS: Final = 1 << 20
 """Bands of few documents are worked on together, until they have so many keys."""
 
-ROW_GROUP: Final = 1 << 20
-"""Rows of the tables that are written, and in memory, at a time."""
+ROW_GROUP: Final = 1 << 15
+"""Rows of each row group of the tables, whatever the memory: so the same tables are the same bytes."""
+
+MOST_GROUPS: Final = 32
+"""Row groups in memory at a time."""
+
+_PARTS: Final = b"evalkit.parts"
+"""In the metadata of the pairs: which parts they are of."""
 
 PAIRS: Final = pa.schema([("one", pa.int64()), ("other", pa.int64()), ("similarity", pa.float64())])
 
@@ -414,7 +419,8 @@ class Run:
     @cached_property
     def work(self) -> Path:
         """Folder of what is needed to go on after a kill; what another kind of call has left would not fit this one."""
-        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems, self.memory_bytes]
+        what = [*(part.stem.name for part in self.parts), asdict(self.spec), self.known.stems or self.known.lost,
+                self.memory_bytes]  # fmt: skip
         return self.out / WORK / _MINE / hashlib.sha256(to_json(what)).hexdigest()[:16]
 
     @property
@@ -506,7 +512,7 @@ class Run:
             self._one(found["text_hash"], 2, self.equal)
             n_same_text = sum(int(load_array(path)[0, 0]) for path in found["raw_hash"])
             save_array(counts_path, np.array([n_same_text]))
-        self._remove("equal-*_hash-*.npy")
+        self._remove("equal-*_hash-*.npy", PASSING)
         return int(load_array(counts_path)[0])
 
     def find_pairs(self) -> tuple[int, int]:
@@ -538,7 +544,7 @@ class Run:
             self.how = self._sets(self._set_tasks(()))
         else:
             self.how = Estimates(self.signatures, self.memory_bytes // 4)
-        self._remove("candidates-*.npy", "candidate-documents-*.npy", "compared-*.npy", "fewer-*.npy")
+        self._remove("candidates-*.npy", "candidate-documents-*.npy", "compared-*.npy", "fewer-*.npy", PASSING)
         n_compared, n_large = load_array(counts_path).tolist()
         return n_compared, n_large
 
@@ -590,7 +596,7 @@ class Run:
             ]
             self._missing("packing signatures", pack, pack_tasks)
             save_array(done, np.empty(0, dtype=np.int64))
-        self._remove("band-*.npy", "bucket-documents-*.npy", "fewer-*.npy")
+        self._remove("band-*.npy", "bucket-documents-*.npy", "fewer-*.npy", PASSING)
         return [task.path for tasks in bucket_tasks for task in tasks]
 
     def _find_candidates(self, known: KnownTask) -> tuple[tuple[Path, ...], tuple[Path, ...], int]:
@@ -639,6 +645,7 @@ class Run:
             save_array(self.work / "cluster-counts.npy", np.array(totals, dtype=np.int64))
             self._one([task.path for task in cluster_tasks], 3, self._assembling.clusters)
             self._missing("numbering clusters", assemble, [self._assembling])
+        self._remove(PASSING)
 
     @property
     def _thresholds(self) -> tuple[float, ...]:
@@ -713,15 +720,15 @@ class Run:
     def _write_clusters(self) -> list[int]:
         """Write the `clusters` table, in the order of the documents; return how many are removed of each part."""
         n_removed = np.zeros(len(self.parts) + 1, dtype=np.int64)
-        most = min(ROW_GROUP, rows_within(self.memory_bytes, 32))
         with tables.writing(self.out / CLUSTERS, tables.CLUSTERS) as write:
-            for rows in merged([self._assembling.path], most):
+            for rows in self._groups_of_rows(self._assembling.path, 32):
                 is_kept = rows[:, 2].astype(bool)
                 described = self.describe(rows[:, 0])
                 columns = {name: described[name].combine_chunks() for name in described.column_names}
                 similarity = pa.array(from_bits(rows[:, 3]), mask=is_kept)
                 columns |= {"cluster_id": rows[:, 1], "keep": is_kept, "similarity": similarity}
-                write(tables.from_columns(tables.CLUSTERS, columns))
+                for some in _row_groups(tables.from_columns(tables.CLUSTERS, columns)):
+                    write(some)
                 part_of = np.searchsorted(self.firsts, rows[~is_kept, 0], side="right") - 1
                 n_removed += np.bincount(part_of, minlength=len(n_removed))
         return [int(n) for n in n_removed[:-1]]
@@ -731,8 +738,18 @@ class Run:
             atomic_path(self.out / PAIRS_FILE) as temporary,
             pq.ParquetWriter(temporary, PAIRS, compression="zstd") as writer,
         ):
-            for rows in merged([self.pairs], min(ROW_GROUP, rows_within(self.memory_bytes, 6))):
-                writer.write_table(pa.table([rows[:, 0], rows[:, 1], from_bits(rows[:, 2])], schema=PAIRS))
+            for rows in self._groups_of_rows(self.pairs, 6):
+                table = pa.table([rows[:, 0], rows[:, 1], from_bits(rows[:, 2])], schema=PAIRS)
+                for some in _row_groups(table):
+                    writer.write_table(some)
+            writer.add_key_value_metadata({_PARTS: _digest([part.stem.name for part in self.parts])})
+
+    def _groups_of_rows(self, run: Path, n_columns: int) -> Iterator[Int64]:
+        """The rows of a run, some whole row groups at a time, or none once."""
+        n_groups = min(MOST_GROUPS, max(1, rows_within(self.memory_bytes, n_columns) // ROW_GROUP))
+        rows, step = load_array(run), n_groups * ROW_GROUP
+        for start in range(0, max(1, len(rows)), step):
+            yield np.array(rows[start : start + step])
 
     def _largest(self, told: Sequence[tuple[int, int, int, float]]) -> tuple[LargeCluster, ...]:
         """The largest clusters, each by its kept document."""
@@ -826,6 +843,15 @@ class Run:
                 bar.advance()
 
 
+def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, max(1, len(table)), ROW_GROUP):
+        yield table.slice(start, ROW_GROUP)
+
+
+def _digest(names: Sequence[str]) -> bytes:
+    return hashlib.sha256(to_json(list(names))).hexdigest().encode()
+
+
 def _is_done(task: _Task) -> bool:
     return task.path.exists()
 
@@ -854,11 +880,15 @@ class Known:
         The numbers that their first documents had.
     path
         The pairs; None when there are none.
+    lost
+        Names of the parts of a run whose pairs are not there any more, since another one was killed when it had
+        replaced them: they are compared again.
     """
 
     stems: tuple[str, ...] = ()
     firsts: tuple[int, ...] = ()
     path: Path | None = None
+    lost: tuple[str, ...] = ()
 
     @cached_property
     def stem_set(self) -> frozenset[str]:
@@ -876,7 +906,14 @@ class Known:
         same = all(record["spec"][name] == asked[name] for name in asked if name not in ("keep", "split"))
         if not same or not set(record["parts"]) <= {part.stem.name for part in parts}:
             return cls()
-        return cls(tuple(record["parts"]), tuple(record["firsts"]), out / PAIRS_FILE)
+        stems = tuple(record["parts"])
+        try:
+            told = (pq.read_metadata(out / PAIRS_FILE).metadata or {}).get(_PARTS)
+        except (OSError, pa.ArrowException):
+            told = None
+        if told != _digest(stems):
+            return cls(lost=stems)
+        return cls(stems, tuple(record["firsts"]), out / PAIRS_FILE)
 
     def moved(self, parts: Sequence[Part], firsts: Sequence[int]) -> Iterator[tuple[Int64, npt.NDArray[np.float64]]]:
         """Yield the pairs that are known, with the numbers of now, and their similarities, some at a time."""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.dedup import shuffle_kernels
-from evalkit.dedup.arrays import load_array
+from evalkit.dedup.arrays import load_array, passing_names
 from evalkit.dedup.shuffle import (
     find_rows,
     from_bits,
@@ -45,16 +45,17 @@ class LargeComponent:
     ----------
     pairs
         int64[n, 3], mapped: document, document, the bits of their similarity.
-    stem
-        Beginning of the names of files in between, which `remove` removes.
+    path
+        Files in between lie beside it; `remove` removes them.
     n_tokens
         Tells how many tokens documents have, if the longest is kept; None: the first is.
     memory_bytes
         For everything.
     """
 
-    def __init__(self, pairs: Int64, stem: Path, n_tokens: Callable[[Int64], Int64] | None, memory_bytes: int) -> None:
-        self._stem, self._memory = stem, memory_bytes // 2
+    def __init__(self, pairs: Int64, path: Path, n_tokens: Callable[[Int64], Int64] | None, memory_bytes: int) -> None:
+        # Of this object alone, so that nothing is appended to what another one has sent.
+        self._path, self._memory = passing_names(path), memory_bytes // 2
         self._most = rows_within(self._memory, 8)
         with sorting(self._path("documents"), 1, self._memory, unique=True, is_passing=True) as add:
             for start in range(0, len(pairs), self._most):
@@ -79,12 +80,10 @@ class LargeComponent:
         self._left: Path | None = None
         self._n_passes = 0
 
-    def _path(self, name: str) -> Path:
-        return self._stem.with_name(f"{self._stem.name}.{name}.npy")
-
     def remove(self) -> None:
         """Remove the files in between."""
-        for path in self._stem.parent.glob(f"{self._stem.name}.*.npy"):
+        every = self._path("*")
+        for path in every.parent.glob(every.name):
             path.unlink()
 
     def _left_windows(self, low: int = 0, high: int | None = None) -> Iterator[Int64]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.dedup import shuffle_kernels
-from evalkit.dedup.arrays import load_array, writing
+from evalkit.dedup.arrays import load_array, passing_names, writing
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -113,6 +113,7 @@ def sorting(
     """
     most, pending, n_pending = rows_within(memory_bytes, n_columns), [np.empty((0, n_columns), dtype=np.int64)], 0
     spilled: list[Path] = []
+    named = passing_names(path)
 
     def collected() -> Int64:
         nonlocal n_pending
@@ -126,7 +127,7 @@ def sorting(
         for start in range(0, len(rows), most):
             some = rows[start : start + most]
             if n_pending and n_pending + len(some) > most:
-                spilled.append(path.with_name(f"{path.stem}.spilled-{len(spilled)}.npy"))
+                spilled.append(named(f"spilled-{len(spilled)}"))
                 write_rows(spilled[-1], collected(), is_passing=True)
             # A copy: a view would keep what it is a part of in memory.
             pending.append(np.array(some))
@@ -138,13 +139,13 @@ def sorting(
             write_rows(path, collected(), is_passing=is_passing)
             return
         if n_pending:
-            spilled.append(path.with_name(f"{path.stem}.spilled-{len(spilled)}.npy"))
+            spilled.append(named(f"spilled-{len(spilled)}"))
             write_rows(spilled[-1], collected(), is_passing=True)
         level = 0
         left = list(spilled)
         while len(left) > FAN_IN:
             level += 1
-            fewer = [path.with_name(f"{path.stem}.merged-{level}-{k}.npy") for k in range(-(-len(left) // FAN_IN))]
+            fewer = [named(f"merged-{level}-{k}") for k in range(-(-len(left) // FAN_IN))]
             spilled += fewer
             for k, target in enumerate(fewer):
                 some = left[k * FAN_IN : (k + 1) * FAN_IN]
@@ -266,13 +267,13 @@ def equal_ranges(n: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def ranges_of(runs: Sequence[Path], n_rows: int, high: int = _HIGHEST) -> list[tuple[int, int]]:
+def ranges_of(runs: Sequence[Path], n_rows: int) -> list[tuple[int, int]]:
     """Cut the first column into ranges [low, high) of about `n_rows` rows of all runs each, found by samples."""
     stride = max(1, n_rows // 64)
     samples = [np.empty(0, dtype=np.int64)]
     samples += [np.array(load_array(path)[stride // 2 :: stride, 0]) for path in runs]
     ordered = np.sort(np.concatenate(samples))
-    cuts = [_LOWEST, *np.unique(ordered[64::64]).tolist(), high]
+    cuts = [_LOWEST, *np.unique(ordered[64::64]).tolist(), _HIGHEST]
     return list(pairwise(cuts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,3 +78,26 @@ def test_pairs_are_those_of_all_buckets(made, tmp_path, monkeypatch, memory_byte
     assert found_in(made, tmp_path, memory_bytes) == (expected, n_large, n_in_buckets)
     assert n_large == (window == 20)
     assert len(expected) > 500
+
+
+def test_a_bucket_of_any_size_takes_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "WINDOW", 2)
+    memory_bytes, peaks = 1 << 20, []
+    for n in (1000, 50_000, 200_000):
+        signatures = np.random.default_rng(0).integers(0, 1 << 32, (n, 8)).astype(np.uint32)
+        write_rows(tmp_path / "pack.npy", np.column_stack([np.arange(n), np.ones(n, dtype=np.int64)]))
+        save_array(tmp_path / "pack.signatures.npy", signatures)
+        write_rows(tmp_path / "buckets.npy", np.column_stack([np.full(n, 7), np.arange(n)]))
+        write_rows(tmp_path / "parts.npy", np.array([[0, 0]]))
+        task = CandidateTask(
+            tmp_path / "buckets.npy", Signatures((0, n), (tmp_path / "pack.npy",), 8), 8, tmp_path / "parts.npy",
+            memory_bytes, tmp_path / "documents.npy", tmp_path / "pairs.npy",
+        )  # fmt: skip
+        del signatures
+        tracemalloc.start()
+        find_candidates(task)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert load_array(task.counts_path).tolist() == [1]
+    # The documents alone are 1.6 MB, their signatures 6.4.
+    assert peaks[2] < min(1.2 * peaks[1], 2 * memory_bytes), peaks

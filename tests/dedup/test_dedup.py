@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from evalkit import tables
 from evalkit.corpora.shards import find_shards
-from evalkit.dedup import candidates
+from evalkit.dedup import candidates, shuffle
 from evalkit.dedup import dedup as deduplication
 from evalkit.dedup.dedup import BAD_ROWS, CLUSTERS, PAIRS_FILE, RECORD, WORK, DedupSpec, dedup, read_result
 from evalkit.dedup.lsh import Bands
@@ -120,6 +120,21 @@ def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus,
         assert clusters(out) == clusters(whole)
         assert pairs_of(out) == pairs_of(whole)
         assert not (out / WORK).exists()
+
+
+def test_a_run_whose_first_task_spills_makes_its_folder(tmp_path, monkeypatch):
+    spilled = []
+    original = shuffle.write_rows
+
+    def write_rows(path, rows, **options):
+        spilled.append(path)
+        original(path, rows, **options)
+
+    monkeypatch.setattr(shuffle, "write_rows", write_rows)
+    short = corpora.write(tmp_path / "short", [f"w{k % 900}" for k in range(1500)], 1)
+    spec = DedupSpec(MinHashing(num_perm=16), bands=Bands(4, 4))
+    assert run(short, tmp_path / "out", spec, memory_bytes=1 << 15).n_same_text == 600
+    assert "spilled" in spilled[0].name
 
 
 class DyingEngine:
@@ -241,6 +256,37 @@ def test_what_is_added_is_compared_with_all(corpus, whole, tmp_path, added, monk
     fewer = run(corpus, out, shards=shards[1:], overwrite=True)
     assert clusters(out) == clusters(run(corpus, tmp_path / "fewer", shards=shards[1:]).directory)
     assert fewer.n_documents < after.n_documents
+
+
+def test_a_run_that_dies_between_its_pairs_and_its_record_loses_nothing(corpus, whole, tmp_path, monkeypatch):
+    shards = find_shards([str(corpus)])
+    run(corpus, tmp_path / "0", shards=shards[1:5])
+    with monkeypatch.context() as patch:
+        patch.setattr(deduplication.Run, "_write_record", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "0", shards=shards[:5], overwrite=True)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    for name, memory in (("0", deduplication.MEMORY_BYTES), ("1", 1 << 24)):
+        fewer = run(corpus, tmp_path / name, shards=shards[:5], overwrite=True, memory_bytes=memory)
+        after = run(corpus, tmp_path / name, overwrite=True)
+        assert clusters(tmp_path / name) == clusters(whole)
+        assert pairs_of(tmp_path / name) == pairs_of(whole)
+        assert after.n_documents > fewer.n_documents
+        assert run(corpus, tmp_path / name, overwrite=True).n_candidates == 0
+
+
+def test_the_tables_are_the_same_bytes_whatever_the_memory(corpus, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(deduplication, "ROW_GROUP", 16)
+    outs = [
+        run(corpus, tmp_path / str(memory), memory_bytes=memory).directory for memory in (1 << 16, 1 << 20, 1 << 30)
+    ]
+    for name in (CLUSTERS, PAIRS_FILE):
+        first, *others = ((out / name).read_bytes() for out in outs)
+        assert others == [first, first]
+        assert pq.ParquetFile(outs[0] / name).num_row_groups > 2
+    alone = corpora.write(tmp_path / "alone", ["a b c d"], 1)
+    out = run(alone, tmp_path / "none").directory
+    assert [pq.ParquetFile(out / name).num_row_groups for name in (CLUSTERS, PAIRS_FILE)] == [1, 1]
 
 
 def test_large_buckets_are_counted_and_near_copies_in_them_are_found(corpus, whole, tmp_path, monkeypatch):

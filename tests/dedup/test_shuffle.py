@@ -85,6 +85,14 @@ def test_equal_values_are_never_cut_apart(values, n):
         assert b - a <= n or column[a] == column[b - 1]
 
 
+def test_the_first_file_of_a_folder_may_be_one_that_passes(tmp_path):
+    path = tmp_path / "new" / "folder" / "run.npy"
+    rows = np.arange(200)[::-1].reshape(-1, 2)
+    with sorting(path, 2, 1000) as add:
+        add(rows)
+    assert load_array(path).tolist() == rows[::-1].tolist()
+
+
 def test_a_file_that_is_written_bit_by_bit_is_as_numpy_writes_it(tmp_path):
     values = np.arange(60, dtype=np.uint32).reshape(20, 3)
     with writing(tmp_path / "a.npy", "<u4", (3,)) as write:
