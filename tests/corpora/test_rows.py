@@ -177,7 +177,7 @@ def test_rows_of_datasets_that_only_datasets_can_read_are_numbered_in_their_part
         Path("/data/a b/part-0.jsonl"),
         Path("/data/hf:x/part.parquet"),
         Address("s3://bucket/part-0.jsonl.zst"),
-        Address("https://host/part.parquet?token=1"),
+        Address("https://host/part.parquet"),
         Address("hf://datasets/a/b@main/x.parquet"),
         DatasetPart("allenai/c4", "en", "train", 3, 1024),
         DatasetPart("/data/my set", None, "test", 0, 1),
@@ -186,6 +186,12 @@ def test_rows_of_datasets_that_only_datasets_can_read_are_numbered_in_their_part
 )
 def test_a_shard_is_known_again_by_its_name(path):
     assert shard_named(str(path), 7, "pattern") == Shard("pattern", path, 7)
+
+
+def test_the_query_of_a_web_address_which_may_hold_a_key_is_no_part_of_its_name():
+    assert shard_named(str(Address("https://host/part.parquet?token=1")), 7, "pattern") == Shard(
+        "pattern", Address("https://host/part.parquet"), 7
+    )
 
 
 @pytest.mark.parametrize(
