@@ -510,11 +510,11 @@ def _windows(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
     """Hash every window of n tokens of the long fields, and the beginning of each short one.
 
-    A short field is looked for by its first 1, 2, 4, ... tokens, the largest power of two that it has: every further
-    window length costs the scan one more look at each token. The scan itself compares the field to its end.
+    A short field is looked for by its first 1, 2 or 4 tokens, as many as it has: every further window length costs the
+    scan one more look at each token. The scan itself compares the field to its end.
     """
     parts, lengths = [], []
-    seeds = np.where(sizes[kept] >= n, n, 1 << np.log2(np.maximum(sizes[kept], 1)).astype(np.int64))
+    seeds = np.where(sizes[kept] >= n, n, 1 << np.log2(np.clip(sizes[kept], 1, 4)).astype(np.int64))
     for length in np.unique(seeds).tolist():
         keys, fields, places = kernels.window_hashes(hashes, bounds, length, kept[seeds == length])
         wanted = (places == 0) | (length == n)

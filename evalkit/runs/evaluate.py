@@ -300,7 +300,7 @@ def begin_record(spec: RunSpec, backend: Backend, place: Mapping[str, Any] | Non
         if theirs != backend.fingerprint.weights_sha256:
             # The path may be the same and the weights not.
             _refuse_weights(spec, theirs, backend.fingerprint.weights_sha256)
-        again = f"; its {older['n_errors']} failed requests are asked again" if older.get("n_errors") else ""
+        again = f" with {older['n_errors']} failed requests; they are asked again" if older.get("n_errors") else ""
         say(f"resuming the run in {spec.out}{again}")
     record = {
         "schema_version": ".".join(map(str, tables.VERSION)),

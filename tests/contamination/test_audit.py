@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evalkit import tables
@@ -147,6 +147,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "é", "中"]), max_size=30).map
     questions=st.lists(WORDS, min_size=1, max_size=5),
     n=st.integers(1, 9),
 )
+@example(documents=["a a a a a a a a"], questions=["a a a a a a a a"], n=9)
 def test_on_repetitive_text_every_run_is_what_brute_force_finds(documents, questions, n, tmp_path_factory):
     import pyarrow as pa
 
