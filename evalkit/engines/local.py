@@ -92,9 +92,9 @@ class LocalEngine:
         """
         numbered = enumerate(tasks)
         first = list(itertools.islice(numbered, 2))
-        numbered = itertools.chain(first, numbered)  # type: ignore[assignment]
+        left = itertools.chain(first, numbered)
         if min(self.n_workers, len(first)) <= 1:
-            for number, task in numbered:
+            for number, task in left:
                 yield number, function(task)
             return
         from joblib.externals.loky import FIRST_COMPLETED, wait
@@ -105,7 +105,7 @@ class LocalEngine:
         try:
             while True:
                 room = self.n_workers * (1 + _WAITING) - len(numbers)
-                for number, task in itertools.islice(numbered, room):
+                for number, task in itertools.islice(left, room):
                     numbers[executor.submit(function, task)] = number
                 if not numbers:
                     break

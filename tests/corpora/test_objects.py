@@ -15,7 +15,7 @@ from evalkit.corpora import find_shards, objects, remote
 from evalkit.corpora.objects import Stored, end_uploads, fetch, fetch_all, join, listed, put, put_all, remove
 from evalkit.errors import InputError
 from tests.corpora.formats import json_lines, naive_read, read_all
-from tests.corpora.store import Store, object_server, store  # noqa: F401
+from tests.corpora.store import Store, object_server, store  # noqa: F401 - fixtures
 from tests.corpora.web import Site, serve
 
 LINES = json_lines([{"id": n, "text": f"document {n} ä🙂"} for n in range(500)])

@@ -6,7 +6,7 @@ import pytest
 
 from evalkit.corpora import remote
 from tests.conftest import ROOT
-from tests.corpora.store import Store, object_server, store  # noqa: F401
+from tests.corpora.store import Store, object_server, store  # noqa: F401 - fixtures
 from tests.places.commands import written
 
 

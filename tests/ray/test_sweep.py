@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from evalkit.runs.spec import make_spec
 from evalkit.runs.sweep import sweep
 from tests.ray.conftest import STORE_BYTES
 from tests.runs.conftest import save_tiny_model, tasks_dir  # noqa: F401 - a fixture
+from tests.runs.test_resume import n_answers
 
 STEPS = (100, 200, 300)
 BAD_STEP = 250
@@ -136,14 +136,6 @@ def assert_equal(swept, here, left=()):
         assert n_answers(mine.directory) == n_answers(theirs.directory) == mine.n_requests
         # No lease, no temporary files.
         assert {path.name for path in mine.directory.iterdir()} - set(left) == FILES
-
-
-def n_answers(out):
-    try:
-        with sqlite3.connect(f"file:{out / 'journal.sqlite'}?mode=ro", uri=True) as connection:
-            return connection.execute("SELECT count(*) FROM answers").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
 
 
 def log_of(out):
