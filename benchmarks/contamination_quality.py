@@ -66,6 +66,7 @@ from evalkit.contamination.benchmarks import Benchmark, from_file, parse_fields
 from evalkit.contamination.canaries import canary_benchmark
 from evalkit.contamination.findings import apply_rules
 from evalkit.contamination.index import build_index
+from evalkit.contamination.recorded import FoundJoiner
 from evalkit.contamination.rules import DIRTY, FUZZY, Rule, load_rules
 from evalkit.contamination.scan import ShardRuns, scan_shard
 from evalkit.contamination.semantic.audit import RULE as SEMANTIC_RULE
@@ -234,15 +235,22 @@ class Auditor:
 
     def found_by_rules(self, planted: Path) -> dict[str, set[Pair]]:
         """Return the pairs that each rule finds: a dirty item, and a document that counts as evidence of it."""
-        found = [self._base, self._scan(planted)]
+        scanned = [self._base, self._scan(planted)]
+        joiner = FoundJoiner([one.shard for one in scanned])
+        for one in scanned:
+            joiner.add([one])
+        found = joiner.found()
         findings = apply_rules(
-            *(self._rules, self._looked_for, self._index, found),
+            self._rules,
+            self._looked_for,
+            self._index,
+            found,
             keep_boilerplate=False,
             text_column="text",
             id_column="id",
         )
-        parts = [(one, one.rows) for one in found] + [(one, one.near.rows) for one in found]
-        documents = [(Path(str(one.shard.path)).stem, row) for one, rows in parts for row in rows.tolist()]
+        names = [Path(str(shard.path)).stem for shard in found.shards]
+        documents = [(names[shard], row) for shard, row in zip(found.shard.tolist(), found.rows.tolist(), strict=True)]
         fields = [self._index.fields[field] for field in findings.runs.fields]
         pairs = {}
         for name, score in findings.scores.items():
