@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from evalkit.contamination.semantic.audit import SemanticResult
     from evalkit.contamination.semantic.judge import Judge
     from evalkit.contamination.verify import Verification
-    from evalkit.corpora.shards import Shard
+    from evalkit.corpora.shards import ShardList
     from evalkit.dedup.against import ItemText
     from evalkit.dedup.dedup import DedupSpec
     from evalkit.reports.contamination import ScoreSplits
@@ -1095,7 +1095,7 @@ def dedup(
 
 
 def _dedup_against(
-    shards: list[Shard],
+    shards: ShardList,
     items: list[ItemText],
     out: Path,
     spec: DedupSpec,
@@ -1117,7 +1117,7 @@ def _dedup_against(
 
 
 def _dedup(
-    shards: list[Shard],
+    shards: ShardList,
     out: Path,
     spec: DedupSpec,
     options: dict[str, Any],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from evalkit.corpora.objects import join
 from evalkit.corpora.shards import AUDIT_RECORD, Shard
 from evalkit.engines import Engine, LocalEngine
 from evalkit.errors import InputError, SpecError
+from evalkit.files import remove_folder
 from evalkit.progress import progress_bar, say
 
 WORK: Final = ".unfinished"
@@ -176,7 +176,7 @@ def audit(
     )
     result = summarise(out, findings, time.monotonic() - begun)
     write_audit(out, findings, result)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    remove_folder(out / WORK)
     return result
 
 

@@ -79,9 +79,12 @@ class _Places:
 
 
 def _document_places(found: Found) -> _Places:
+    # Of the files, which can be a hundred thousand, only those in which something was found.
+    numbers, of_each = np.unique(found.shard, return_inverse=True)
+    named = [found.shards[number] for number in numbers.tolist()]
     return _Places(
-        corpus=_encoded([shard.corpus for shard in found.shards], found.shard),
-        file=_encoded([str(shard.path) for shard in found.shards], found.shard),
+        corpus=_encoded([shard.corpus for shard in named], of_each),
+        file=_encoded([str(shard.path) for shard in named], of_each),
         row=found.rows,
         doc_id=pa.chunked_array([found.column("doc_ids"), found.near_column("doc_ids")], type=pa.large_string()),
     )

@@ -7,7 +7,7 @@ near matches, and what was counted in each corpus file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,6 @@ FILES_SUFFIX: Final = ".files.parquet"
 _COUNTS: Final = ("n_rows", "n_documents", "n_empty", "n_bad", "n_lines", "n_bytes", "n_corpus_tokens")
 _MORE: Final = ("n_by_kind", "n_texts_by_field", "bad_rows", "empty_rows", "pieces")
 _FILES: Final = pa.schema([(name, pa.int64()) for name in _COUNTS] + [(name, pa.large_string()) for name in _MORE])
-_ROWS_WRITTEN: Final = 4096
 _GATHERED: Final = 256
 """Files whose results are put together at a time: many small arrays take far more memory than what is in them."""
 
@@ -56,14 +55,14 @@ class Found:
     runs, near
         The columns of `ShardRuns` and of its near matches, and the number of the file in `shard`, ascending.
     files
-        A row for each file: the counts of `ShardCounts`, `n_bytes` and `n_corpus_tokens` as in `ShardRuns`, and as
-        JSON what has no fixed form.
+        A Parquet file with a row for each corpus file: the counts of `ShardCounts`, `n_bytes` and `n_corpus_tokens` as
+        in `ShardRuns`, and as JSON what has no fixed form. It is kept compressed, since there can be many rows.
     """
 
     shards: Sequence[Shard]
     runs: pa.Table
     near: pa.Table
-    files: pa.Table
+    files: pa.Buffer
 
     def column(self, name: str) -> Any:
         """Return a column of the runs: numbers as an array, others as Arrow has them."""
@@ -85,7 +84,7 @@ class Found:
 
     def counts(self, name: str) -> npt.NDArray[np.int64]:
         """Return a count of each file."""
-        counts: npt.NDArray[np.int64] = self.files.column(name).to_numpy()
+        counts: npt.NDArray[np.int64] = pq.read_table(pa.BufferReader(self.files), columns=[name]).column(0).to_numpy()
         return counts
 
     def total(self, name: str) -> Counter[str]:
@@ -102,17 +101,20 @@ class Found:
 
     def listed_rows(self, *names: str) -> Iterator[BadRow]:
         """Yield, file by file, the rows in the lists `bad_rows` and `empty_rows`, as named."""
-        for batch in self.files.select(list(names)).to_batches(max_chunksize=1024):
-            for texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                for text in texts:
-                    if text != "[]":
-                        yield from (BadRow(**row) for row in orjson.loads(text))
+        for texts in self._texts(*names):
+            for text in texts:
+                if text != "[]":
+                    yield from (BadRow(**row) for row in orjson.loads(text))
 
     def _decoded(self, name: str, *, empty: bool = False) -> Iterator[Any]:
-        for batch in self.files.select([name]).to_batches(max_chunksize=1024):
-            for text in batch.column(0).to_pylist():
-                if empty or text != "{}":
-                    yield orjson.loads(text)
+        for (text,) in self._texts(name):
+            if empty or text != "{}":
+                yield orjson.loads(text)
+
+    def _texts(self, *names: str) -> Iterator[tuple[str, ...]]:
+        file = pq.ParquetFile(pa.BufferReader(self.files))
+        for batch in file.iter_batches(_GATHERED, columns=list(names)):
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
 
 class FoundJoiner:
@@ -121,7 +123,8 @@ class FoundJoiner:
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards, self._n_gathered = shards, 0
         self._waiting: list[ShardRuns] = []
-        self._tables: dict[str, list[pa.Table]] = {"runs": [], "near": [], "files": []}
+        self._tables: dict[str, list[pa.Table]] = {"runs": [], "near": []}
+        self._files = _FilesWriter()
 
     def add(self, parts: Sequence[ShardRuns]) -> None:
         """Add what was found in the parts of the next file."""
@@ -132,8 +135,8 @@ class FoundJoiner:
     def found(self) -> Found:
         """Return all of it."""
         self._gather()
-        runs, near, files = (pa.concat_tables(some) for some in self._tables.values())
-        return Found(self._shards, runs.combine_chunks(), near.combine_chunks(), files)
+        runs, near = (pa.concat_tables(some).combine_chunks() for some in self._tables.values())
+        return Found(self._shards, runs, near, self._files.close())
 
     def _gather(self) -> None:
         if not self._waiting:
@@ -141,9 +144,27 @@ class FoundJoiner:
         runs, near = _tables(self._waiting, first=self._n_gathered)
         self._tables["runs"].append(runs)
         self._tables["near"].append(near)
-        self._tables["files"].append(pa.Table.from_pylist([_file_row(one) for one in self._waiting], schema=_FILES))
+        self._files.write(_file_row(one) for one in self._waiting)
         self._n_gathered += len(self._waiting)
         self._waiting = []
+
+
+class _FilesWriter:
+    """Makes a Parquet file in memory, some rows at a time."""
+
+    def __init__(self) -> None:
+        self._out = pa.BufferOutputStream()
+        # Without dictionaries and statistics, which are of no use here and take room in every row group.
+        self._writer = pq.ParquetWriter(
+            self._out, _FILES, compression="zstd", use_dictionary=False, write_statistics=False
+        )
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=_FILES))
+
+    def close(self) -> pa.Buffer:
+        self._writer.close()
+        return self._out.getvalue()
 
 
 def save_part(path: Path, found: ShardRuns) -> None:
@@ -196,10 +217,7 @@ def write(runs_path: Path, near_path: Path, files_path: Path, found: Found) -> N
     """Write what was found in a corpus to three files."""
     pq.write_table(found.runs, runs_path, compression="zstd")
     pq.write_table(found.near, near_path, compression="zstd")
-    # Few at a time, as they are gathered: what a writer holds of a row group is as large as what it writes.
-    with pq.ParquetWriter(files_path, _FILES, compression="zstd", use_dictionary=False) as writer:
-        for begin in range(0, len(found.files), _ROWS_WRITTEN):
-            writer.write_table(found.files.slice(begin, _ROWS_WRITTEN))
+    files_path.write_bytes(found.files)
 
 
 def load(path: Path, shards: Sequence[Shard]) -> Found:
@@ -214,11 +232,18 @@ def load(path: Path, shards: Sequence[Shard]) -> Found:
         runs, near = pq.read_table(path), pq.read_table(path.with_suffix(NEAR_SUFFIX))
         old = (runs.schema.metadata or {}).get(_TOTALS)
         if old is None:
-            files = pq.read_table(path.with_suffix(FILES_SUFFIX)).cast(_FILES)
+            files = pa.py_buffer(path.with_suffix(FILES_SUFFIX).read_bytes())
         else:  # where the counts were kept at first
-            files = pa.Table.from_pylist([_row_of(**total) for total in orjson.loads(old)], schema=_FILES)
-        if len(files) != len(shards):
-            raise ValueError(f"{len(files)} files are recorded, and the audit has {len(shards)}")
+            writer = _FilesWriter()
+            writer.write(_row_of(**total) for total in orjson.loads(old))
+            files = writer.close()
+        recorded = pq.ParquetFile(pa.BufferReader(files))
+        for _ in recorded.iter_batches(_GATHERED):  # damaged bytes are to be found here
+            pass
+        if not recorded.schema_arrow.equals(_FILES):
+            raise ValueError(f"the columns are {', '.join(recorded.schema_arrow.names)}")
+        if recorded.metadata.num_rows != len(shards):
+            raise ValueError(f"{recorded.metadata.num_rows} files are recorded, and the audit has {len(shards)}")
         return Found(
             shards,
             runs.select([*_RUNS, _SHARD]).combine_chunks(),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn, overload
+
+import pyarrow as pa
 
 from evalkit import progress
 from evalkit.addresses import is_address, local_part, without_query
@@ -90,6 +93,55 @@ class Shard:
         return self.start > 0 or self.stop is not None
 
 
+class ShardList(Sequence[Shard]):
+    """Whole corpus files, each made when it is asked for.
+
+    There can be a hundred thousand, so only their names and sizes are kept, side by side: of each a tenth of what the
+    objects would take.
+
+    Parameters
+    ----------
+    shards
+        The files; whole ones, as `find_shards` finds them.
+    """
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        corpora: dict[str, int] = {}
+        self._corpus, self._sizes = array("l"), array("q")
+        self._parts: dict[int, DatasetPart] = {}
+        self._is_address = bytearray()
+        names = []
+        for number, shard in enumerate(shards):
+            self._corpus.append(corpora.setdefault(shard.corpus, len(corpora)))
+            self._sizes.append(shard.size)
+            self._is_address.append(isinstance(shard.path, Address))
+            if isinstance(shard.path, DatasetPart):
+                self._parts[number] = shard.path
+            names.append(shard.path.url if isinstance(shard.path, Address) else str(shard.path))
+        self._names = pa.array(names, type=pa.large_string())
+        self._patterns = list(corpora)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Shard]: ...
+
+    def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
+        numbers = range(len(self))[number]  # which raises as a list does
+        return self._make(numbers) if isinstance(numbers, int) else list(map(self._make, numbers))
+
+    def _make(self, number: int) -> Shard:
+        path: ShardPath | None = self._parts.get(number)
+        if path is None:
+            name = self._names[number].as_py()
+            path = Address(name) if self._is_address[number] else Path(name)
+        return Shard(self._patterns[self._corpus[number]], path, self._sizes[number])
+
+
 def format_of(path: ShardPath) -> ShardFormat | None:
     """Return the format that the file's name stands for, or None when it is not one that can be read."""
     return format_of_name(path.name)
@@ -101,7 +153,7 @@ def format_of_name(name: str) -> ShardFormat | None:
     return next((shard_format for suffix, shard_format in FORMATS.items() if name.endswith(suffix)), None)
 
 
-def find_shards(patterns: Sequence[str]) -> list[Shard]:
+def find_shards(patterns: Sequence[str]) -> ShardList:
     """Find the corpus files behind `patterns`, each once: those of this machine sorted by path, then the others.
 
     Parameters
@@ -127,21 +179,31 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     if not patterns or not all(pattern.strip() for pattern in patterns):
         what = "an empty name was given as a corpus" if patterns else "no corpus was given"
         raise InputError(what, where="--corpus", do="Name at least one file, folder or glob; `.` is the current folder")
-    shards: dict[ShardPath | str, Shard] = {}
+    found: dict[_Place, _Found] = {}
     for pattern in patterns:
         check_name(pattern)
         for source in _sources(pattern):
             if isinstance(source, DatasetPart):
-                shards.setdefault(source, Shard(pattern, source, 0))
+                found.setdefault(source, (pattern, source, 0))
             elif is_address(source):
-                _add_remote(shards, pattern, source)
+                _add_remote(found, pattern, source)
             else:
-                _add_local(shards, pattern, source)
-    _check_told_apart(shards)
-    return sorted(shards.values(), key=_place)
+                _add_local(found, pattern, source)
+    _check_told_apart(found)
+    in_order = sorted(found.values(), key=_order)
+    return ShardList(
+        Shard(corpus, Path(place) if isinstance(place, str) else place, size) for corpus, place, size in in_order
+    )
 
 
-def _check_told_apart(paths: Iterable[ShardPath | str]) -> None:
+_Place = str | Address | DatasetPart
+"""Where a shard is. A file of this machine is a string, which takes a third of a path's memory."""
+
+_Found = tuple[str, _Place, int]
+"""A pattern, a file that it finds, and the file's size in bytes."""
+
+
+def _check_told_apart(paths: Iterable[_Place]) -> None:
     """Refuse addresses of which only the query differs: the tables, which leave it out, could not tell them apart."""
     names = (str(path) for path in paths if isinstance(path, Address) and is_web(path.url))
     for name, n_files in Counter(names).items():
@@ -167,10 +229,11 @@ def check_name(path: str) -> None:
         raise InputError("this name is not UTF-8", where=path, do="Rename the file or folder") from None
 
 
-def _place(shard: Shard) -> tuple[int, Path, str]:
-    if isinstance(shard.path, Path):
-        return 0, shard.path, ""
-    return (1 if isinstance(shard.path, Address) else 2), Path(), str(shard.path)
+def _order(found: _Found) -> tuple[int, str]:
+    _, place, _ = found
+    if isinstance(place, str):  # folder by folder, as paths are compared
+        return 0, place.replace(os.sep, "\0")
+    return (1 if isinstance(place, Address) else 2), str(place)
 
 
 def _sources(pattern: str) -> list[str | DatasetPart]:
@@ -180,25 +243,30 @@ def _sources(pattern: str) -> list[str | DatasetPart]:
     return [local_part(pattern) or pattern]
 
 
-def _add_local(shards: dict[ShardPath | str, Shard], pattern: str, source: str) -> None:
+def _add_local(found: dict[_Place, _Found], pattern: str, source: str) -> None:
     try:
         left_out = _LeftOut()
-        found = list(dict.fromkeys(_files_of(source, left_out)))
-        readable = [path for path in found if format_of(path)]
-        left_out.unknown += [path for path in found if not format_of(path)]
-        if not readable:
-            _refuse(source, left_out)
-        for path in readable:
-            check_name(str(path))
+        unknown: dict[Path | Address, None] = {}
+        n_readable = 0
+        for path in _files_of(source, left_out):
+            if not format_of(path):
+                unknown[path] = None
+                continue
+            n_readable += 1
+            name = str(path)
+            check_name(name)
             if not path.is_file() and path.exists():
                 raise InputError(
                     "this is a pipe or a device, of which nobody knows whether all came",
                     where=str(path),
                     do="Write it to a file",
                 )
-            # The same file may be reached by several names; its real path tells. As a string, which takes a third of
-            # the memory: there can be a hundred thousand.
-            shards.setdefault(os.path.realpath(path), Shard(pattern, path, path.stat().st_size))
+            # The same file may be reached by several names; its real path tells. Mostly they are one, and kept once.
+            real = os.path.realpath(path)
+            found.setdefault(name if name == real else real, (pattern, name, path.stat().st_size))
+        left_out.unknown += unknown
+        if not n_readable:
+            _refuse(source, left_out)
     except OSError as error:
         raise InputError(
             f"this cannot be looked at ({error.strerror})",
@@ -208,7 +276,7 @@ def _add_local(shards: dict[ShardPath | str, Shard], pattern: str, source: str) 
     left_out.warn(pattern)
 
 
-def _add_remote(shards: dict[ShardPath | str, Shard], pattern: str, source: str) -> None:
+def _add_remote(found: dict[_Place, _Found], pattern: str, source: str) -> None:
     left_out = _LeftOut()
     sizes = _without_results(files_at(source), left_out)
     readable = [path for path in sizes if format_of(path)]
@@ -219,7 +287,7 @@ def _add_remote(shards: dict[ShardPath | str, Shard], pattern: str, source: str)
     sizes |= dict(zip(unsized, sizes_of(unsized), strict=True))
     for path in readable:
         # A query can hold a signature, which is for nobody's tables and records.
-        shards.setdefault(path, Shard(without_query(pattern), path, sizes[path] or 0))
+        found.setdefault(path, (without_query(pattern), path, sizes[path] or 0))
     left_out.warn(pattern)
 
 

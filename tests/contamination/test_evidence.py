@@ -13,6 +13,8 @@ from evalkit import tables
 from evalkit.contamination.audit import audit, judge
 from evalkit.contamination.benchmarks import Benchmark, Item
 from evalkit.contamination.canaries import canaries
+from evalkit.contamination.outputs import SCAN
+from evalkit.contamination.recorded import FILES_SUFFIX, NEAR_SUFFIX
 from evalkit.contamination.rules import load_rules, rule_names
 from evalkit.corpora import find_shards
 from evalkit.errors import InputError, SpecError
@@ -215,6 +217,20 @@ def test_other_rules_are_applied_later_without_the_corpus(edited, tmp_path):
     assert items_of(judge(first.directory, load_rules(["palm"]))).keys() == {
         key for key in items_of(at_once) if key[0] == "palm"
     }
+
+
+@pytest.mark.parametrize("suffix", [".parquet", NEAR_SUFFIX, FILES_SUFFIX])
+def test_what_a_scan_has_recorded_is_read_whole_or_refused(tmp_path, suffix):
+    result = run_audit(tmp_path, ["one two"], benchmark_of([{"question": "one two three"}]), ["llama3"])
+    path = (result.directory / SCAN).with_suffix(suffix)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="what the scan has recorded cannot be read"):
+            judge(result.directory, load_rules(["llama3"]))
+    path.unlink()
+    with pytest.raises(InputError, match="what the scan has recorded cannot be read"):
+        judge(result.directory, load_rules(["llama3"]))
 
 
 def test_a_rule_with_shorter_n_grams_than_were_recorded_is_refused(tmp_path):

@@ -61,7 +61,11 @@ def proxy_to(port: int) -> Iterator[Proxy]:
                 self.send_response_only(100)
                 self.end_headers()
             chunked = self.headers.get("Transfer-Encoding") == "chunked"
-            body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            n_bytes = int(self.headers.get("Content-Length", 0))
+            body = self._chunks() if chunked else self.rfile.read(n_bytes)
+            if not chunked and len(body) < n_bytes:  # a client was killed; no server stores what came in part
+                self.close_connection = True
+                return
             proxy.seen.append((self.command, self.path))
             if proxy.held(self.command, self.path) == "drop":
                 self.close_connection = True

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from evalkit.contamination import audit as audit_module
 from evalkit.contamination.rules import load_rules
 from evalkit.contamination.semantic import audit as semantic_module
 from evalkit.corpora import find_shards
-from evalkit.corpora.shards import FORMATS
+from evalkit.corpora.hub import DatasetPart
+from evalkit.corpora.remote import Address
+from evalkit.corpora.shards import FORMATS, Shard, ShardList
 from evalkit.engines import LocalEngine
 from evalkit.errors import InputError
 from tests.contamination.audits import benchmark, documents, write_lines
@@ -51,6 +54,25 @@ def test_a_shard_knows_its_pattern_its_absolute_path_and_its_size(corpus, monkey
 def test_two_stars_match_any_depth_and_one_star_only_one(corpus):
     assert names([f"{corpus}/**/*.parquet"]) == ["c.parquet"]
     assert names([f"{corpus}/*.jsonl*"]) == ["a.jsonl.zst", "b.jsonl"]
+
+
+def test_files_come_folder_by_folder_as_paths_are_compared(tmp_path):
+    for name in ("a/b.jsonl", "a-b/c.jsonl", "a.jsonl", "a/b/d.jsonl", "A/é.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    paths = [shard.path for shard in find_shards([str(tmp_path)])]
+    assert len(paths) == 5 and paths == sorted(paths) != sorted(paths, key=str)
+
+
+def test_a_list_of_shards_is_one_but_for_its_memory():
+    places = [Path("/data/a.jsonl"), Address("s3://bucket/é.jsonl"), DatasetPart("n", None, "train", 0, 2)]
+    shards = [Shard(pattern, place, size) for size, place in enumerate(places) for pattern in ("one", "two")]
+    kept = pickle.loads(pickle.dumps(ShardList(shards)))
+    assert list(kept) == shards and len(kept) == 6
+    assert kept[-1] == shards[-1] and kept[1:5:2] == shards[1:5:2] and kept[7:] == []
+    with pytest.raises(IndexError):
+        kept[6]
+    assert list(ShardList([])) == []
 
 
 def test_a_glob_that_matches_folders_means_the_files_below_them(corpus):
