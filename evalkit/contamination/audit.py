@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from evalkit.addresses import address_of
 from evalkit.contamination.benchmarks import CANARY, Benchmark, Item, kind_of_field
 from evalkit.contamination.canaries import CANARIES, canary_benchmark
 from evalkit.contamination.findings import AuditResult, apply_rules, summarise
-from evalkit.contamination.index import Index, SavedIndex, build_index, keep_index
+from evalkit.contamination.index import Index, SavedIndex, build_index
 from evalkit.contamination.outputs import SCAN, write_audit
 from evalkit.contamination.part_files import PartFiles
 from evalkit.contamination.parts import PART_BYTES, Parts, Progress, ScanTask, scan_part, warm_up
@@ -300,9 +301,10 @@ def _prepared(
     # By its name: should another audit run in the same directory, neither works with the other's. From the root: a
     # worker may have another current folder.
     place = work / f"index-{index.fingerprint[:16]}"
+    work.mkdir(parents=True, exist_ok=True)
+    shared = engine.share(index, partial(SavedIndex.of, index, place))
     # From here on its arrays are in the memory that the workers map, too.
-    index = keep_index(index, place)
-    shared = engine.share(index, SavedIndex(place, index.fingerprint))
+    index = shared.get()
     store = None if address is None else join(address, WORK)
     return index, Parts(shards, shared, index.fingerprint, work, text_column, id_column, PART_BYTES, store)
 

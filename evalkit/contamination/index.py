@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -423,6 +423,14 @@ class SavedIndex:
     folder: Path
     fingerprint: str
 
+    @classmethod
+    def of(cls, index: Index, folder: Path) -> SavedIndex:
+        """Put an index into a folder as `keep_index` does, whose errors may be raised."""
+        kept = cls(folder, index.fingerprint)
+        _opened.clear()
+        _opened[kept] = keep_index(index, folder)
+        return kept
+
     def get(self) -> Index:
         """Open the index.
 
@@ -431,17 +439,21 @@ class SavedIndex:
         InputError
             The folder holds none, or another one.
         """
-        return _opened(self.folder, self.fingerprint)
+        if self not in _opened:
+            index = load_index(self.folder)
+            if index.fingerprint != self.fingerprint:
+                raise InputError(
+                    "the index is that of another audit",
+                    where=str(self.folder),
+                    do="Let only one audit run in a directory",
+                )
+            _opened.clear()
+            _opened[self] = index
+        return _opened[self]
 
 
-@lru_cache(maxsize=1)
-def _opened(folder: Path, fingerprint: str) -> Index:
-    index = load_index(folder)
-    if index.fingerprint != fingerprint:
-        raise InputError(
-            "the index is that of another audit", where=str(folder), do="Let only one audit run in a directory"
-        )
-    return index
+_opened: dict[SavedIndex, Index] = {}
+"""The index that this process opened last."""
 
 
 def _save_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -35,16 +35,16 @@ class Engine(Protocol):
         """
         ...
 
-    def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
-        """Give all tasks a value.
+    def share(self, value: _Value, save: Callable[[], Shared[_Value]] | None = None) -> Shared[_Value]:
+        """Give all tasks a value; this process, too, can take it from there, so that it is in memory once.
 
         Parameters
         ----------
         value
             What they need.
-        saved
-            The same value in files, which processes of one machine map. Without it, a value that is not in the memory
-            of a cluster goes along with each task.
+        save
+            Puts the value into files, which processes of one machine map; it is not called where the memory of a
+            cluster holds the value. Without it, the value goes along with each task on one machine.
         """
         ...
 

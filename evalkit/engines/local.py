@@ -61,9 +61,9 @@ class LocalEngine:
             self._executor.shutdown(wait=True, kill_workers=True)
             self._executor = None
 
-    def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
-        """Let each process map what was saved; without that, the value goes along with each task."""
-        return _Carried(value) if saved is None else saved
+    def share(self, value: _Value, save: Callable[[], Shared[_Value]] | None = None) -> Shared[_Value]:
+        """Let each process map what is saved; without that, the value goes along with each task."""
+        return _Carried(value) if save is None else save()
 
     def shares_files(self, folder: Path) -> None:
         """Do nothing: all processes are on one machine."""

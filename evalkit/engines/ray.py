@@ -51,39 +51,21 @@ _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
 
 
-class _Begun:
-    """An actor that knows since when each attempt at a task runs, and where: Ray tells only that it is not done."""
-
-    def __init__(self) -> None:
-        self._begun: dict[int, tuple[float, str]] = {}
-
-    def begin(self, attempt: int, node: str) -> None:
-        self._begun[attempt] = (time.monotonic(), node)
-
-    def forget(self, attempts: Sequence[int]) -> None:
-        for attempt in attempts:
-            self._begun.pop(attempt, None)
-
-    def running(self) -> dict[int, tuple[float, str]]:
-        """The seconds that each attempt has run, by this process's clock alone, and the node's id."""
-        now = time.monotonic()
-        return {attempt: (now - begun, node) for attempt, (begun, node) in self._begun.items()}
-
-
 def _attempt(
-    function: Callable[[_Task], _Result], task: _Task, number: int, begun: Any, caller: ray_cluster.Caller
+    function: Callable[[_Task], _Result], task: _Task, name: str, caller: ray_cluster.Caller
 ) -> tuple[float, _Result]:
     """What a worker does: one attempt at a task. Returns its seconds and its result."""
     import ray
 
     ray_cluster.check_caller(caller)
     ray_cluster.check_tokens(caller.tokens)
-    begun.begin.remote(number, ray.get_runtime_context().get_node_id())
     with contextlib.suppress(OSError):  # relative names mean what they mean where the command was given
         os.chdir(caller.folder)
-    started = time.monotonic()
-    result = function(task)
-    return time.monotonic() - started, result
+    # Ray tells only that an attempt is not done, not since when it runs, and where.
+    with ray_cluster.noted(f"{name}/{ray.get_runtime_context().get_node_id()}"):
+        started = time.monotonic()
+        result = function(task)
+        return time.monotonic() - started, result
 
 
 @dataclass(frozen=True)
@@ -130,13 +112,11 @@ class RayEngine:
         self.n_workers = n_workers
         self.caller = ray_cluster.Caller.here()
         self._warming: list[Any] = []
-        self._begun: Any = None
         self._folders: list[Path] = []
-        self.attempt_numbers = itertools.count()
         ray_cluster.check_nodes(self.caller)
 
-    def share(self, value: _Value, saved: Shared[_Value] | None = None) -> Shared[_Value]:
-        """Put a value into the object store, once; `saved` is not needed."""
+    def share(self, value: _Value, save: Callable[[], Shared[_Value]] | None = None) -> Shared[_Value]:
+        """Put a value into the object store, once; it need not be saved."""
         import ray
 
         return _InStore(uuid.uuid4().hex, ray.put(value))
@@ -165,19 +145,6 @@ class RayEngine:
         """Cancel what `start` began. Ray ends idle workers, and the connection ends with this process."""
         _cancel(self._warming)
         self._warming = []
-        if self._begun is not None:
-            import ray
-
-            with contextlib.suppress(Exception):  # the cluster may be gone
-                ray.kill(self._begun)
-            self._begun = None
-
-    @property
-    def begun(self) -> Any:
-        """The actor that knows which attempts run."""
-        if self._begun is None:
-            self._begun = ray_cluster.actor(_Begun)
-        return self._begun
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[int, _Result]]:
         """Yield the number and the result of each task, in whatever order they are done.
@@ -236,7 +203,8 @@ class _Flight(Generic[_Task, _Result]):
         self._n_at_a_time = engine.n_at_a_time()
         self._is_idle_told = False
         self._remote = ray_cluster.remote(_attempt, max_retries=MAX_RETRIES)
-        self._begun = engine.begun
+        self._name, self._numbers = f"flight-{uuid.uuid4().hex}", itertools.count()
+        self._seen: dict[str, float] = {}  # since when each note of a running attempt is there
 
     def results(self) -> Iterator[tuple[int, _Result]]:
         """Hand out tasks and yield what is done."""
@@ -258,11 +226,9 @@ class _Flight(Generic[_Task, _Result]):
     def end(self) -> None:
         """Let nothing run on."""
         references = [*self._attempts, *self._cancelled]
-        numbers = [attempt.number for attempt in self._attempts.values()]
         self._attempts, self._tasks = {}, {}
         _cancel(references)
-        if numbers:
-            self._begun.forget.remote(numbers)
+        ray_cluster.forget_notes(self._name)  # of workers that were killed
 
     def _hand_out(self) -> None:
         # What waits in Ray's queue would run when there are more processors than workers asked for.
@@ -276,9 +242,10 @@ class _Flight(Generic[_Task, _Result]):
         self._is_all_out = self._is_all_out or handed_out < room
 
     def _submit(self, number: int, node: str | None = None) -> None:
-        attempt = _Attempt(number, node is not None, next(self._engine.attempt_numbers))
+        attempt = _Attempt(number, node is not None, next(self._numbers))
         remote = self._remote if node is None else ray_cluster.on_node(self._remote, node, soft=True)
-        reference = remote.remote(self._function, self._tasks[number], attempt.number, self._begun, self._caller)
+        name = f"{self._name}/{attempt.number}"
+        reference = remote.remote(self._function, self._tasks[number], name, self._caller)
         self._attempts[reference] = attempt
 
     def _take(self, reference: Any) -> Iterator[tuple[int, _Result]]:
@@ -288,7 +255,6 @@ class _Flight(Generic[_Task, _Result]):
         attempt = self._attempts.pop(reference, None)
         if attempt is None:  # the other copy of the task was done in the same moment
             return
-        self._begun.forget.remote([attempt.number])
         others = [other for other, one in self._attempts.items() if one.task == attempt.task]
         try:
             seconds, result = ray.get(reference)
@@ -301,7 +267,7 @@ class _Flight(Generic[_Task, _Result]):
             self._failed(attempt.task, error, is_last=not others)
             return
         for other in others:
-            self._begun.forget.remote([self._attempts.pop(other).number])
+            del self._attempts[other]
             self._cancelled.append(other)
             ray.cancel(other)
         self._seconds.append(seconds)
@@ -327,26 +293,15 @@ class _Flight(Generic[_Task, _Result]):
 
     def _look_around(self) -> None:
         """See how large the cluster is now, begin second copies of stragglers, and say when nothing runs at all."""
-        import ray
-
         now = self._looked = time.monotonic()
         self._n_at_a_time = self._engine.n_at_a_time()
-        may_straggle = self._is_all_out and self._seconds
-        if not may_straggle and now - self._last_ran < _IDLE_S:
-            return
-        try:
-            running: dict[int, tuple[float, str]] = ray.get(self._begun.running.remote(), timeout=_POLL_S)
-        except ray.exceptions.RayError:  # among them the time-out; the tasks go on without
-            return
-        mine = {attempt.number for attempt in self._attempts.values()}
-        if len(running) > len(mine):  # a short task's beginning can be told after its end
-            self._begun.forget.remote([number for number in running if number not in mine])
-        if mine & running.keys():
+        running = self._running(now)
+        if any(attempt.number in running for attempt in self._attempts.values()):
             self._last_ran = now
         elif now - self._last_ran >= _IDLE_S and not self._is_idle_told:
             self._is_idle_told = True
             warn(f"no processor of the Ray cluster has taken a task for {_IDLE_S:.0f} s; other work may hold them all")
-        if not may_straggle:
+        if not (self._is_all_out and self._seconds):
             return
         limit = max(_STRAGGLER_S, _STRAGGLER_FACTOR * statistics.median(self._seconds))
         has_second = {attempt.task for attempt in self._attempts.values() if attempt.is_second}
@@ -357,6 +312,18 @@ class _Flight(Generic[_Task, _Result]):
                 others = ray_cluster.others(node)
                 if others:
                     self._submit(attempt.task, others[attempt.number % len(others)])
+
+    def _running(self, now: float) -> dict[int, tuple[float, str]]:
+        """Since when, in seconds and by this process's clock alone, each attempt was seen running, and on which node.
+
+        One that was begun again elsewhere has left a note on the node that was lost: the newer one counts.
+        """
+        self._seen = {note: self._seen.get(note, now) for note in ray_cluster.notes(self._name)}
+        running = {}
+        for note, since in sorted(self._seen.items(), key=lambda one: one[1]):
+            _, number, node = note.split("/")
+            running[int(number)] = now - since, node
+        return running
 
 
 def _cancel(references: Sequence[Any]) -> None:

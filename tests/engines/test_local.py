@@ -104,5 +104,5 @@ def test_a_shared_value_reaches_all_tasks():
     engine = LocalEngine(2)
     shared = engine.share([1, 2, 3])
     assert [one for _, one in engine.map(total, [shared] * 4)] == [6] * 4
-    assert engine.share([1], shared) is shared
+    assert engine.share([1], lambda: shared) is shared
     engine.stop()

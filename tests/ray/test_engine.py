@@ -319,6 +319,24 @@ def test_the_user_is_told_when_no_processor_is_free(engine, monkeypatch, capsys)
     assert "has taken a task" in capsys.readouterr().err
 
 
+def test_notes_of_running_tasks_go_with_them(engine, tmp_path):
+    """They are all that the cluster keeps of a task, and a killed driver's are few."""
+    from ray.experimental import internal_kv
+
+    def noted():
+        return internal_kv._internal_kv_list("flight-", namespace=b"evalkit")
+
+    found = engine.map(note_and_sleep, [(tmp_path, number, 1.0) for number in range(4)])
+    next(found)
+    assert noted()
+    list(found)
+    assert not noted()
+    found = engine.map(note_and_sleep, [(tmp_path, number, 1.0) for number in range(4)])
+    next(found)
+    found.close()
+    assert not noted()
+
+
 def test_a_long_task_that_waited_for_its_turn_is_no_straggler(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_STRAGGLER_S", 2.0)
     list(engine.map(note_and_sleep, [(tmp_path, number, 1.5) for number in range(6)]))
