@@ -50,10 +50,11 @@ def remove_folder(folder: Path) -> None:
 
     `shutil.rmtree` makes one, which takes 150 bytes for each of what can be hundreds of thousands.
     """
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry.path).unlink(missing_ok=True)
+    if not folder.is_symlink():  # what lies elsewhere is let be, as `rmtree` does
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

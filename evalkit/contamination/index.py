@@ -425,10 +425,16 @@ class SavedIndex:
 
     @classmethod
     def of(cls, index: Index, folder: Path) -> SavedIndex:
-        """Put an index into a folder as `keep_index` does, whose errors may be raised."""
-        kept = cls(folder, index.fingerprint)
+        """Put an index into a folder as `keep_index` does.
+
+        Raises
+        ------
+        InputError
+            As there.
+        """
+        kept, opened = cls(folder, index.fingerprint), keep_index(index, folder)
         _opened.clear()
-        _opened[kept] = keep_index(index, folder)
+        _opened[kept] = opened
         return kept
 
     def get(self) -> Index:
@@ -439,7 +445,8 @@ class SavedIndex:
         InputError
             The folder holds none, or another one.
         """
-        if self not in _opened:
+        index = _opened.get(self)
+        if index is None:
             index = load_index(self.folder)
             if index.fingerprint != self.fingerprint:
                 raise InputError(
@@ -449,7 +456,7 @@ class SavedIndex:
                 )
             _opened.clear()
             _opened[self] = index
-        return _opened[self]
+        return index
 
 
 _opened: dict[SavedIndex, Index] = {}

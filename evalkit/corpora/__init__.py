@@ -2,7 +2,7 @@
 
 from evalkit.corpora.documents import BadRow, Batch, ShardCounts
 from evalkit.corpora.readers import ShardReader, read_shard
-from evalkit.corpora.shards import Shard, find_shards
+from evalkit.corpora.shards import Shard, ShardList, find_shards
 from evalkit.corpora.split import row_offsets, split_shard
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "Shard",
     "ShardCounts",
+    "ShardList",
     "ShardReader",
     "find_shards",
     "read_shard",

@@ -102,7 +102,12 @@ class ShardList(Sequence[Shard]):
     Parameters
     ----------
     shards
-        The files; whole ones, as `find_shards` finds them.
+        The files, as `find_shards` finds them.
+
+    Raises
+    ------
+    ValueError
+        One is a part of a file.
     """
 
     def __init__(self, shards: Iterable[Shard]) -> None:
@@ -112,6 +117,8 @@ class ShardList(Sequence[Shard]):
         self._is_address = bytearray()
         names = []
         for number, shard in enumerate(shards):
+            if shard.is_part:
+                raise ValueError(f"{shard.path} is not whole, from {shard.start} to {shard.stop or 'its end'}")
             self._corpus.append(corpora.setdefault(shard.corpus, len(corpora)))
             self._sizes.append(shard.size)
             self._is_address.append(isinstance(shard.path, Address))
@@ -133,6 +140,13 @@ class ShardList(Sequence[Shard]):
     def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
         numbers = range(len(self))[number]  # which raises as a list does
         return self._make(numbers) if isinstance(numbers, int) else list(map(self._make, numbers))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list; the base class has one
 
     def _make(self, number: int) -> Shard:
         path: ShardPath | None = self._parts.get(number)
@@ -179,7 +193,7 @@ def find_shards(patterns: Sequence[str]) -> ShardList:
     if not patterns or not all(pattern.strip() for pattern in patterns):
         what = "an empty name was given as a corpus" if patterns else "no corpus was given"
         raise InputError(what, where="--corpus", do="Name at least one file, folder or glob; `.` is the current folder")
-    found: dict[_Place, _Found] = {}
+    found: dict[_Place, _Row] = {}
     for pattern in patterns:
         check_name(pattern)
         for source in _sources(pattern):
@@ -199,7 +213,7 @@ def find_shards(patterns: Sequence[str]) -> ShardList:
 _Place = str | Address | DatasetPart
 """Where a shard is. A file of this machine is a string, which takes a third of a path's memory."""
 
-_Found = tuple[str, _Place, int]
+_Row = tuple[str, _Place, int]
 """A pattern, a file that it finds, and the file's size in bytes."""
 
 
@@ -229,7 +243,7 @@ def check_name(path: str) -> None:
         raise InputError("this name is not UTF-8", where=path, do="Rename the file or folder") from None
 
 
-def _order(found: _Found) -> tuple[int, str]:
+def _order(found: _Row) -> tuple[int, str]:
     _, place, _ = found
     if isinstance(place, str):  # folder by folder, as paths are compared
         return 0, place.replace(os.sep, "\0")
@@ -243,7 +257,7 @@ def _sources(pattern: str) -> list[str | DatasetPart]:
     return [local_part(pattern) or pattern]
 
 
-def _add_local(found: dict[_Place, _Found], pattern: str, source: str) -> None:
+def _add_local(found: dict[_Place, _Row], pattern: str, source: str) -> None:
     try:
         left_out = _LeftOut()
         unknown: dict[Path | Address, None] = {}
@@ -254,6 +268,8 @@ def _add_local(found: dict[_Place, _Found], pattern: str, source: str) -> None:
                 continue
             n_readable += 1
             name = str(path)
+            if name in found:  # `**` finds a file once by each folder above it
+                continue
             check_name(name)
             if not path.is_file() and path.exists():
                 raise InputError(
@@ -276,7 +292,7 @@ def _add_local(found: dict[_Place, _Found], pattern: str, source: str) -> None:
     left_out.warn(pattern)
 
 
-def _add_remote(found: dict[_Place, _Found], pattern: str, source: str) -> None:
+def _add_remote(found: dict[_Place, _Row], pattern: str, source: str) -> None:
     left_out = _LeftOut()
     sizes = _without_results(files_at(source), left_out)
     readable = [path for path in sizes if format_of(path)]

@@ -61,8 +61,9 @@ def _attempt(
     ray_cluster.check_tokens(caller.tokens)
     with contextlib.suppress(OSError):  # relative names mean what they mean where the command was given
         os.chdir(caller.folder)
-    # Ray tells only that an attempt is not done, not since when it runs, and where.
-    with ray_cluster.noted(f"{name}/{ray.get_runtime_context().get_node_id()}"):
+    # Ray tells only that an attempt is not done, not since when it runs, and where. The process, since Ray itself
+    # may do it again in another one.
+    with ray_cluster.noted(f"{name}/{ray.get_runtime_context().get_node_id()}/{os.getpid()}"):
         started = time.monotonic()
         result = function(task)
         return time.monotonic() - started, result
@@ -77,16 +78,18 @@ class _InStore(Generic[_Value]):
 
     def get(self) -> _Value:
         """Return the value; its arrays are read-only."""
-        if self.key not in _opened:
+        value: _Value | None = _opened.get(self.key)
+        if value is None:
             import ray
 
-            _opened.clear()  # a worker does one thing at a time: what came before is done
-            _opened[self.key] = ray.get(self.reference)
-        value: _Value = _opened[self.key]
+            value = ray.get(self.reference)
+            _opened.clear()
+            _opened[self.key] = value
         return value
 
 
 _opened: dict[str, Any] = {}
+"""The value that this process took last: a worker does one thing at a time."""
 
 
 class RayEngine:
@@ -145,6 +148,7 @@ class RayEngine:
         """Cancel what `start` began. Ray ends idle workers, and the connection ends with this process."""
         _cancel(self._warming)
         self._warming = []
+        _opened.clear()
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[tuple[int, _Result]]:
         """Yield the number and the result of each task, in whatever order they are done.
@@ -296,6 +300,8 @@ class _Flight(Generic[_Task, _Result]):
         now = self._looked = time.monotonic()
         self._n_at_a_time = self._engine.n_at_a_time()
         running = self._running(now)
+        if running is None:
+            return
         if any(attempt.number in running for attempt in self._attempts.values()):
             self._last_ran = now
         elif now - self._last_ran >= _IDLE_S and not self._is_idle_told:
@@ -313,15 +319,18 @@ class _Flight(Generic[_Task, _Result]):
                 if others:
                     self._submit(attempt.task, others[attempt.number % len(others)])
 
-    def _running(self, now: float) -> dict[int, tuple[float, str]]:
-        """Since when, in seconds and by this process's clock alone, each attempt was seen running, and on which node.
+    def _running(self, now: float) -> dict[int, tuple[float, str]] | None:
+        """Seconds, by this process's clock, that each attempt was seen running, and its node; None: nobody knows.
 
-        One that was begun again elsewhere has left a note on the node that was lost: the newer one counts.
+        One that Ray has begun again has left a note of the worker that was lost: the newer one counts.
         """
-        self._seen = {note: self._seen.get(note, now) for note in ray_cluster.notes(self._name)}
+        found = ray_cluster.notes(self._name)
+        if found is None:
+            return None
+        self._seen = {note: self._seen.get(note, now) for note in found}
         running = {}
         for note, since in sorted(self._seen.items(), key=lambda one: one[1]):
-            _, number, node = note.split("/")
+            _, number, node, _ = note.split("/")
             running[int(number)] = now - since, node
         return running
 

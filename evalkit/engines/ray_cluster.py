@@ -250,11 +250,11 @@ def remote(function: Callable[..., Any], *, max_retries: int) -> Any:
     return ray.remote(num_cpus=1, max_retries=max_retries, scheduling_strategy="SPREAD", runtime_env=_RUNTIME)(function)
 
 
-def on_node(function: Any, node: str, *, soft: bool, **options: Any) -> Any:
+def on_node(function: Any, node: str, *, soft: bool) -> Any:
     """Return a remote function that runs on one node; a soft wish is forgotten when the node is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return function.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=soft), **options)
+    return function.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=soft))
 
 
 @contextlib.contextmanager
@@ -263,32 +263,32 @@ def noted(name: str) -> Iterator[None]:
 
     Notes lie in the table that the head keeps anyhow: an actor that knew as much would be a process of its own.
     """
-    from ray.experimental import internal_kv
-
     with contextlib.suppress(Exception):
-        internal_kv._internal_kv_put(name, b"", namespace=_NOTES)
+        _table()._internal_kv_put(name, b"", namespace=_NOTES)
     try:
         yield
     finally:
         with contextlib.suppress(Exception):
-            internal_kv._internal_kv_del(name, namespace=_NOTES)
+            _table()._internal_kv_del(name, namespace=_NOTES)
 
 
-def notes(beginning: str) -> list[str]:
-    """Return the names that are noted now and begin like this, up to a slash; none when nobody answers."""
-    from ray.experimental import internal_kv
-
+def notes(beginning: str) -> list[str] | None:
+    """Return the names that are noted now and begin like this, up to a slash; None when nobody answers."""
     with contextlib.suppress(Exception):
-        return [name.decode() for name in internal_kv._internal_kv_list(f"{beginning}/", namespace=_NOTES)]
-    return []
+        return [name.decode() for name in _table()._internal_kv_list(f"{beginning}/", namespace=_NOTES)]
+    return None
 
 
 def forget_notes(beginning: str) -> None:
     """Remove what `notes` returns."""
+    with contextlib.suppress(Exception):
+        _table()._internal_kv_del(f"{beginning}/", del_by_prefix=True, namespace=_NOTES)
+
+
+def _table() -> Any:
     from ray.experimental import internal_kv
 
-    with contextlib.suppress(Exception):
-        internal_kv._internal_kv_del(f"{beginning}/", del_by_prefix=True, namespace=_NOTES)
+    return internal_kv
 
 
 def n_processors() -> int:

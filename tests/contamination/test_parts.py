@@ -173,7 +173,7 @@ def test_files_are_cut_in_any_order_and_once(corpus, monkeypatch):
     cut, real = [], parts.split_shard
 
     def split(shard, n_bytes):
-        time.sleep(0.02 * (shard is shards[0]))
+        time.sleep(0.02 * (shard == shards[0]))
         cut.append(shard.path.name)
         return real(shard, n_bytes)
 

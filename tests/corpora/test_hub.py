@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -47,11 +48,11 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def read(shards: list[Shard], **options: object) -> list[Row]:
+def read(shards: Sequence[Shard], **options: object) -> list[Row]:
     return [row for shard in shards for row in read_all(shard, **options)[0]]
 
 
-def texts(shards: list[Shard]) -> list[str]:
+def texts(shards: Sequence[Shard]) -> list[str]:
     return [text for _, _, text in read(shards)]
 
 
@@ -91,7 +92,7 @@ def test_a_folder_that_datasets_can_load_gives_its_data_files(folder):
     assert [shard.path for shard in shards] == sorted((folder / "data").iterdir())
     assert texts(find_shards([f"hf:{folder}:default:train"])) == list(TRAIN["text"])
     assert texts(find_shards([f"hf:{folder}::test"])) == list(TEST["text"])
-    assert list(find_shards([f"hf:{folder}", str(folder)])) == list(shards)
+    assert find_shards([f"hf:{folder}", str(folder)]) == shards
 
 
 def test_configurations_name_files_as_the_dataset_card_says(tmp_path):
@@ -113,7 +114,7 @@ def test_files_of_other_formats_are_streamed_through_datasets(tmp_path):
     shards = find_shards([f"hf:{tmp_path}::train"])
     assert [shard.path for shard in shards] == [DatasetPart(str(tmp_path), None, "train", n, 3) for n in range(3)]
     assert [shard.path.name for shard in shards] == [f"train-0000{n}-of-00003" for n in range(3)]
-    assert pickle.loads(pickle.dumps(list(shards))) == list(shards)
+    assert pickle.loads(pickle.dumps(shards)) == shards
     assert [read_all(shard)[0] for shard in shards] == [
         [(n, str(10 * part + n), f"train {10 * part + n}") for n in range(10)] for part in range(3)
     ]

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,14 @@ def test_a_list_of_shards_is_one_but_for_its_memory():
     places = [Path("/data/a.jsonl"), Address("s3://bucket/é.jsonl"), DatasetPart("n", None, "train", 0, 2)]
     shards = [Shard(pattern, place, size) for size, place in enumerate(places) for pattern in ("one", "two")]
     kept = pickle.loads(pickle.dumps(ShardList(shards)))
-    assert list(kept) == shards and len(kept) == 6
+    assert kept == shards == kept and list(kept) == shards and len(kept) == 6
+    assert kept != shards[1:] and kept != shards[::-1] and kept != 6
     assert kept[-1] == shards[-1] and kept[1:5:2] == shards[1:5:2] and kept[7:] == []
     with pytest.raises(IndexError):
         kept[6]
     assert list(ShardList([])) == []
+    with pytest.raises(ValueError, match=r"a\.jsonl is not whole"):
+        ShardList([replace(shards[0], stop=3)])
 
 
 def test_a_glob_that_matches_folders_means_the_files_below_them(corpus):

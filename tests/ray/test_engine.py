@@ -324,17 +324,18 @@ def test_notes_of_running_tasks_go_with_them(engine, tmp_path):
     from ray.experimental import internal_kv
 
     def noted():
-        return internal_kv._internal_kv_list("flight-", namespace=b"evalkit")
+        return set(internal_kv._internal_kv_list("flight-", namespace=b"evalkit"))
 
-    found = engine.map(note_and_sleep, [(tmp_path, number, 1.0) for number in range(4)])
-    next(found)
-    assert noted()
-    list(found)
-    assert not noted()
-    found = engine.map(note_and_sleep, [(tmp_path, number, 1.0) for number in range(4)])
-    next(found)
-    found.close()
-    assert not noted()
+    before = noted()
+    for is_left in (False, True):
+        found = engine.map(note_and_sleep, [(tmp_path, number, 0.5 + number) for number in range(4)])
+        next(found)
+        assert noted() - before
+        if is_left:
+            found.close()
+        else:
+            list(found)
+        assert noted() == before
 
 
 def test_a_long_task_that_waited_for_its_turn_is_no_straggler(engine, tmp_path, monkeypatch):
