@@ -106,7 +106,7 @@ def test_texts_without_words_are_equal_only_as_they_are_written(whole):
 
 
 def test_the_result_depends_neither_on_order_nor_on_workers_nor_on_parts(corpus, whole, tmp_path, monkeypatch):
-    shards = find_shards([str(corpus)])
+    shards = list(find_shards([str(corpus)]))
     rng = random.Random(0)
     for number, (n_workers, n_bytes, memory) in enumerate(
         [(1, 1 << 30, 1 << 16), (2, 2500, 1 << 30), (1, 4000, 1 << 16)]
